@@ -1,0 +1,1 @@
+"""Contracts between the services; no promise is made to anyone outside."""

@@ -1,0 +1,90 @@
+"""How does an exception in a handler become a gRPC status?
+
+ServiceError carries its own reason. A passed deadline and a cancelled call are the caller's doing.
+Everything else is a bug of ours: INTERNAL, with the traceback in the log and not on the wire.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, NoReturn, cast
+
+import grpc
+from shoal.rpc.errors import ServiceError
+from shoal.v1.errors_pb2 import Reason
+from shoal.v1.status import STATUS_TRAILER, Failure, to_rpc_status
+
+_log = logging.getLogger(__name__)
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc's base is untyped
+    """Maps what a handler raises to a status with details."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[
+            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]
+        ],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """Wrap the handler of a call."""
+        handler = await continuation(handler_call_details)
+        if handler is None or handler.unary_stream or handler.stream_unary:
+            return handler  # Health and reflection only; they map their own errors.
+        codecs = {
+            "request_deserializer": handler.request_deserializer,
+            "response_serializer": handler.response_serializer,
+        }
+        if handler.unary_unary:
+            return grpc.unary_unary_rpc_method_handler(_guard_unary(handler.unary_unary), **codecs)
+        return grpc.stream_stream_rpc_method_handler(
+            _guard_stream(cast(Any, handler.stream_stream)), **codecs
+        )
+
+
+def _guard_unary(behaviour: Any) -> Any:
+    async def guarded(request: Any, context: _Context) -> Any:
+        try:
+            return await behaviour(request, context)
+        except Exception as error:  # noqa: BLE001  # the one place that catches everything
+            await _abort(context, error)
+
+    return guarded
+
+
+def _guard_stream(behaviour: Any) -> Any:
+    async def guarded(requests: Any, context: _Context) -> AsyncIterator[Any]:
+        try:
+            async for response in behaviour(requests, context):
+                yield response
+        except Exception as error:  # noqa: BLE001  # the one place that catches everything
+            await _abort(context, error)
+
+    return guarded
+
+
+async def _abort(context: _Context, error: Exception) -> NoReturn:
+    if isinstance(error, grpc.aio.AbortError):
+        raise error  # The handler aborted by itself; gRPC knows already.
+    failure = _failure_of(error)
+    trailer = (STATUS_TRAILER, to_rpc_status(failure).SerializeToString())
+    await context.abort(failure.code, failure.message, (trailer,))
+    raise AssertionError("abort raises")
+
+
+def _failure_of(error: Exception) -> Failure:
+    if isinstance(error, ServiceError):
+        return error.failure
+    if isinstance(error, (TimeoutError, asyncio.TimeoutError)):
+        return Failure(
+            Reason.REASON_DEADLINE_EXCEEDED, "the deadline passed: allow more time for the call"
+        )
+    _log.error("a handler failed", exc_info=error)
+    return Failure(
+        Reason.REASON_INTERNAL,
+        f"{type(error).__name__}: {error} (a bug: see the server's log)",
+    )
