@@ -1,0 +1,1 @@
+"""Hosts the services on Ray: places, watches, heals and scales them."""

@@ -1,0 +1,270 @@
+"""How does Ray host what Shoal runs? The one file that imports ray.
+
+Ray places processes and starts them again; it carries no query. A `ServiceActor` is a process with
+one service in it, on an event loop of its own, behind a gRPC port. The `ControllerActor` is the
+same around the controller. `RayCluster` is all that anyone else sees of Ray.
+
+Actors are detached, so they outlive whoever made them, the controller too; `max_restarts=-1` has
+Ray start a killed one again within about two seconds, with the arguments it was made with, and the
+port file has it listen where it listened before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Coroutine, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from shoal.cluster import local
+from shoal.cluster.config import ClusterConfig
+from shoal.cluster.controller_server import ControllerService
+from shoal.cluster.hosting import InstanceSpec, PortFile, build_host
+from shoal.rpc.server import ServiceHost
+
+_log = logging.getLogger(__name__)
+
+NAMESPACE: Final = "shoal"
+CONTROLLER_ACTOR: Final = "controller"
+
+
+class _LoopThread:
+    """An event loop in a thread: the service's own, which no Ray call ever occupies."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, name="service", daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
+
+
+class StartError(Exception):
+    """Ray cannot be reached, or did not start what was asked for; the message says why."""
+
+
+class ServiceActor:
+    """A process that hosts one service."""
+
+    def __init__(self, spec: InstanceSpec) -> None:
+        """Start the service; raise what keeps it from starting."""
+        _log_to_stderr()
+        self._loop = _LoopThread()
+        port_file = PortFile(Path(spec.state_folder) / f"{spec.id}.port")
+        self._host = build_host(spec, port_file.listen_address(_reachable_host(spec.host), spec.port))
+        self._address: str = self._loop.run(self._host.start())
+        port_file.remember(self._address)
+        _log.info("%s listens on %s", spec.id, self._address)
+
+    def address(self) -> tuple[str, str]:
+        """Where the service listens, and the id of the Ray node it runs on."""
+        return self._address, str(ray.get_runtime_context().get_node_id())
+
+    def stop(self) -> None:
+        """Drain and stop the service; the process ends with the actor."""
+        self._loop.run(self._host.stop())
+
+
+class ControllerActor:
+    """The process of the controller."""
+
+    def __init__(self, config: ClusterConfig, home: str) -> None:
+        """Begin to control: place what is missing, adopt what is there."""
+        _log_to_stderr()
+        self._loop = _LoopThread()
+        self._service = ControllerService(config, Path(home), RayCluster())
+        port_file = PortFile(Path(home) / "run" / f"{CONTROLLER_ACTOR}.port")
+        host = _reachable_host(config.listen_host)
+        self._address = self._loop.run(self._start(port_file.listen_address(host, 0)))
+        port_file.remember(self._address)
+        _log.info("the controller listens on %s", self._address)
+
+    async def _start(self, listen: str) -> str:
+        address = await ServiceHost(self._service, listen).start()
+        self._service.introduce(address)
+        return address
+
+    def address(self) -> str:
+        """Where the controller listens."""
+        return self._address
+
+    def stop(self) -> None:
+        """Stop every instance: the end of the cluster."""
+        self._loop.run(self._service.remove_all())
+
+
+def _log_to_stderr() -> None:
+    # Ray keeps each process's stderr in a file of its session's log folder.
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+    )
+
+
+def _reachable_host(host: str) -> str:
+    return str(ray.util.get_node_ip_address()) if host == "node" else host
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An actor that was found or made."""
+
+    id: str
+    handle: Any
+
+
+class InstanceDiedError(Exception):
+    """An instance that Ray gave up on; the message says why."""
+
+
+@contextlib.contextmanager
+def connected(address: str, home: Path) -> Iterator[None]:
+    """Be connected to the Ray cluster at `address`, as a driver that leaves nothing behind.
+
+    Raises StartError if it cannot be reached, or refuses this home's token.
+    """
+    local.use_token(home)
+    try:
+        ray.init(
+            address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR",
+            configure_logging=False,
+        )
+    except Exception as error:
+        raise StartError(
+            f"cannot join Ray at {address}: {error}. Is it running, and is its token in "
+            f"{local.token_path(home)} or RAY_AUTH_TOKEN?"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def start_controller(config: ClusterConfig, home: Path) -> str:
+    """Have Ray host the controller, or find the one it hosts; return where it listens.
+
+    It runs on this machine, as its state file does. Raises StartError.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ray.remote(ControllerActor).options(
+        name=CONTROLLER_ACTOR,
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        max_restarts=-1,
+        num_cpus=0,
+        max_concurrency=2,
+        scheduling_strategy=here,
+    )
+    try:
+        return str(ray.get(actor.remote(config, str(home)).address.remote(), timeout=60))
+    except (ray.exceptions.RayError, TimeoutError) as error:
+        raise StartError(f"the controller did not start: {_first_cause(error)}") from error
+
+
+def stop_controller() -> None:
+    """Stop every instance, then the controller. Raises StartError if Ray does not answer."""
+    try:
+        controller = ray.get_actor(CONTROLLER_ACTOR, namespace=NAMESPACE)
+    except ValueError:
+        return
+    try:
+        ray.get(controller.stop.remote(), timeout=60)
+    except (ray.exceptions.RayError, TimeoutError) as error:
+        _log.warning("the controller did not stop by itself: %s", error)
+    ray.kill(controller, no_restart=True)
+
+
+class RayCluster:
+    """All that Shoal asks of Ray. Blocking; call it off the event loop."""
+
+    def __init__(self) -> None:
+        """Join the Ray cluster that this process was connected to."""
+        assert ray.is_initialized()
+
+    def create(self, spec: InstanceSpec, resources: dict[str, float]) -> Placed:
+        """Place an instance, or find the one that has its id already."""
+        options: dict[str, Any] = {
+            "name": spec.id,
+            "namespace": NAMESPACE,
+            "lifetime": "detached",
+            "get_if_exists": True,
+            "max_restarts": -1,
+            # Thread budgets, not Ray's processor slots, divide a machine.
+            "num_cpus": resources.get("CPU", 0),
+            "num_gpus": resources.get("GPU", 0),
+            "resources": {
+                key: value for key, value in resources.items() if key not in ("CPU", "GPU")
+            },
+            # `stop` must get through while `address` waits.
+            "max_concurrency": 2,
+        }
+        return Placed(spec.id, ray.remote(ServiceActor).options(**options).remote(spec))
+
+    def find(self, instance_id: str) -> Placed | None:
+        """Find an instance that was placed before, by an earlier life of the controller."""
+        try:
+            return Placed(instance_id, ray.get_actor(instance_id, namespace=NAMESPACE))
+        except ValueError:
+            return None
+
+    def placed_ids(self) -> list[str]:
+        """Ids of all instances that live, the controller left out."""
+        named = ray.util.list_named_actors(all_namespaces=True)
+        return sorted(
+            str(each["name"])
+            for each in named
+            if each["namespace"] == NAMESPACE and each["name"] != CONTROLLER_ACTOR
+        )
+
+    async def address(self, placed: Placed) -> tuple[str, str]:
+        """Ask an instance where it listens: `host:port` and node. Waits while it starts.
+
+        Raises InstanceDiedError once Ray will not start it again, and ConnectionError while Ray
+        does: ask again.
+        """
+        try:
+            address, node = await asyncio.wrap_future(placed.handle.address.remote().future())
+        except ray.exceptions.ActorUnavailableError as error:
+            raise ConnectionError(str(error)) from error
+        except ray.exceptions.RayActorError as error:
+            raise InstanceDiedError(_first_cause(error)) from error
+        return str(address), str(node)
+
+    def remove(self, placed: Placed, grace_s: float = 6.0) -> None:
+        """Stop an instance for good."""
+        try:
+            ray.get(placed.handle.stop.remote(), timeout=grace_s)
+        except (ray.exceptions.RayError, TimeoutError) as error:
+            _log.warning("%s did not stop by itself: %s", placed.id, error)
+        ray.kill(placed.handle, no_restart=True)
+
+    def restart(self, placed: Placed) -> None:
+        """Kill an instance that hangs; Ray starts it again."""
+        ray.kill(placed.handle, no_restart=False)
+
+    async def train(self, table_uri: str, folder: str, threads: int) -> None:
+        """Train a codebook in a task on some machine; returns when it is in `folder`."""
+        task = ray.remote(_train_codebook).options(num_cpus=0, max_retries=2)
+        await asyncio.wrap_future(task.remote(table_uri, folder, threads).future())
+
+
+def _train_codebook(table_uri: str, folder: str, threads: int) -> None:
+    from shoal.shard.codebook import train_codebook
+
+    os.nice(10)  # Queries go first.
+    train_codebook(table_uri, folder, threads=threads)
+
+
+def _first_cause(error: BaseException) -> str:
+    """The line that says why an actor died: the last one of Ray's long message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

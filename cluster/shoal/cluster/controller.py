@@ -1,0 +1,282 @@
+"""Given what is declared and what is seen, what should be published, and what should be done?
+
+A pure function, `plan`: no clock, no network, no Ray. The loop that feeds it is in
+controller_loop.py. What must not be forgotten between two calls is in `Memory`, which the loop
+keeps and stores.
+
+    declared, seen, memory, now  ──plan──>  memory' (with the topology to publish), actions
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from shoal.cluster.config import ClusterConfig, Scale
+from shoal.cluster.index_plan import Growth, Training, plan_index, training_due
+from shoal.cluster.placement import wanted_instances
+from shoal.internal.v1.topology_pb2 import IndexPlacement, PublishTopologyResponse, Topology
+from shoal.internal.v1.writer_pb2 import CatalogEntry
+from shoal.v1.cluster_pb2 import Instance, InstanceState, Role
+
+# An instance is asked twice a second: three silences in a row are no coincidence.
+SILENT_S: Final = 1.6
+# One that is silent for so long, and that Ray did not restart, hangs: it is killed.
+HUNG_S: Final = 30.0
+# Between an instance's leaving the topology and its end: calls under way finish.
+DRAIN_S: Final = 3.0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is known of an instance that was placed."""
+
+    id: str
+    role: Role.ValueType
+    placed_s: float
+    """When it was placed, on the clock of `plan`'s `now_s`."""
+    address: str = ""
+    """`host:port`; empty until it has started."""
+    node: str = ""
+    answered_s: float | None = None
+    """When it answered last. None if it never did."""
+    answer: PublishTopologyResponse | None = None
+    """Its last answer."""
+    error: str = ""
+    """Why it could not be started, if it could not."""
+
+    def is_ready(self, now_s: float) -> bool:
+        """True if it has answered lately."""
+        return self.answered_s is not None and now_s - self.answered_s < SILENT_S
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What the loop has seen."""
+
+    instances: Mapping[str, Seen]
+    """Every instance that was placed and not removed, by id."""
+    catalogue: Sequence[CatalogEntry] | None
+    """The writer's catalogue; None while it was never read."""
+    training: Mapping[str, Training] = field(default_factory=dict)
+    """Codebooks being trained, or that failed, by the index's uid."""
+    controller: Instance = field(default_factory=Instance)
+    """The controller's own entry."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What `plan` must remember."""
+
+    scale: Scale
+    """The numbers in force: declared, then changed by the operator."""
+    topology: Topology = field(default_factory=Topology)
+    """The topology published last."""
+    draining: Mapping[str, float] = field(default_factory=dict)
+    """When each instance that is to go left the topology's service."""
+    growth: Mapping[str, Growth] = field(default_factory=dict)
+    """How each index has grown, by uid."""
+
+
+@dataclass(frozen=True)
+class Create:
+    """Place an instance."""
+
+    id: str
+    role: Role.ValueType
+
+
+@dataclass(frozen=True)
+class Remove:
+    """Stop an instance for good: it has drained."""
+
+    id: str
+
+
+@dataclass(frozen=True)
+class Restart:
+    """Kill an instance that hangs; Ray starts it again."""
+
+    id: str
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a codebook and publish it as the index's next version."""
+
+    entry: CatalogEntry
+
+
+Action = Create | Remove | Restart | Train
+
+
+def plan(
+    config: ClusterConfig, memory: Memory, observed: Observed, now_s: float
+) -> tuple[Memory, list[Action]]:
+    """Decide one step. Calling it again with what came of it changes nothing more.
+
+    now_s: of a monotonic clock, in seconds.
+    """
+    wanted = wanted_instances(config, memory.scale)
+    indexes = _plan_indexes(config, memory, observed, now_s)
+    draining = _plan_draining(wanted, indexes, memory, observed, now_s)
+    growth = _watch_growth(memory, observed, now_s)
+    actions: list[Action] = [
+        Create(id_, role) for id_, role in wanted.items() if id_ not in observed.instances
+    ]
+    actions += _plan_removals(memory, observed, draining, now_s)
+    actions += [
+        Restart(seen.id) for seen in observed.instances.values() if _hangs(seen, now_s)
+    ]
+    actions += [
+        Train(entry)
+        for entry in observed.catalogue or ()
+        if training_due(
+            entry, growth[entry.uid], observed.training.get(entry.uid), config.train_at_passages,
+            now_s,
+        )
+    ]
+    topology = _assemble(config, memory, observed, indexes, draining, now_s)
+    return replace(memory, topology=topology, draining=draining, growth=growth), actions
+
+
+def problems(
+    config: ClusterConfig, memory: Memory, observed: Observed, now_s: float
+) -> list[str]:
+    """Say what differs from what is declared, a sentence each. Empty if the cluster is whole."""
+    found = []
+    wanted = wanted_instances(config, memory.scale)
+    for id_ in wanted:
+        seen = observed.instances.get(id_)
+        if seen is None or not seen.address:
+            reason = f": {seen.error}" if seen is not None and seen.error else ""
+            found.append(f"{id_} is being started{reason}")
+        elif not seen.is_ready(now_s):
+            found.append(f"{id_} does not answer at {seen.address}; it is restarted by itself")
+        elif seen.answer is not None and seen.answer.refusal:
+            found.append(f"{id_} refuses the topology: {seen.answer.refusal}")
+    found += [
+        f"{id_} is draining" for id_ in observed.instances if id_ not in wanted
+    ]
+    for index in memory.topology.indexes:
+        if not index.HasField("serving"):
+            found.append(f"index {index.name} is being loaded for the first time")
+        elif index.HasField("preparing"):
+            found.append(
+                f"index {index.name} is being prepared in {index.preparing.shard_count} shards at "
+                f"version {index.preparing.index_version}; the old layout serves"
+            )
+    if observed.catalogue is None:
+        found.append("the writer's catalogue was not read yet")
+    return found
+
+
+def _plan_indexes(
+    config: ClusterConfig, memory: Memory, observed: Observed, now_s: float
+) -> list[IndexPlacement]:
+    if observed.catalogue is None:  # No writer yet: go on with what was published.
+        return list(memory.topology.indexes)
+    before = {index.uid: index for index in memory.topology.indexes}
+    answers = {
+        seen.id: seen.answer
+        for seen in observed.instances.values()
+        if seen.answer is not None and seen.is_ready(now_s)
+    }
+    return [
+        plan_index(entry, before.get(entry.uid), memory.scale, answers)
+        for entry in observed.catalogue
+    ]
+
+
+def _plan_draining(
+    wanted: Mapping[str, Role.ValueType],
+    indexes: Sequence[IndexPlacement],
+    memory: Memory,
+    observed: Observed,
+    now_s: float,
+) -> dict[str, float]:
+    """Say since when each instance that is to go has been out of service.
+
+    A shard server goes only when no layout needs it any more.
+    """
+    needed = {
+        placement.shard_server
+        for index in indexes
+        for layout in (index.serving, index.preparing)
+        for placement in layout.placements
+    }
+    return {
+        id_: memory.draining.get(id_, now_s)
+        for id_ in observed.instances
+        if id_ not in wanted and id_ not in needed
+    }
+
+
+def _plan_removals(
+    memory: Memory, observed: Observed, draining: Mapping[str, float], now_s: float
+) -> list[Action]:
+    """Remove what has drained: every ready broker follows a topology without it."""
+    followed = all(
+        seen.answer is not None and seen.answer.epoch >= memory.topology.epoch
+        for seen in observed.instances.values()
+        if seen.role in (Role.ROLE_BROKER, Role.ROLE_WRITER) and seen.is_ready(now_s)
+    )
+    return [
+        Remove(id_) for id_, since_s in draining.items() if followed and now_s - since_s >= DRAIN_S
+    ]
+
+
+def _hangs(seen: Seen, now_s: float) -> bool:
+    last_s = seen.placed_s if seen.answered_s is None else max(seen.answered_s, seen.placed_s)
+    return bool(seen.address) and now_s - last_s > HUNG_S
+
+
+def _watch_growth(memory: Memory, observed: Observed, now_s: float) -> dict[str, Growth]:
+    return {
+        entry.uid: memory.growth.get(entry.uid, Growth(0, now_s)).seen(entry.row_count, now_s)
+        for entry in observed.catalogue or ()
+    }
+
+
+def _assemble(
+    config: ClusterConfig,
+    memory: Memory,
+    observed: Observed,
+    indexes: Sequence[IndexPlacement],
+    draining: Mapping[str, float],
+    now_s: float,
+) -> Topology:
+    topology = Topology(
+        cluster=config.cluster,
+        epoch=memory.topology.epoch,
+        indexes=indexes,
+        desired=memory.scale.to_proto(),
+        instances=[
+            _instance_of(seen, id_ in draining, now_s)
+            for id_, seen in sorted(observed.instances.items())
+        ],
+    )
+    if observed.controller.id:
+        topology.instances.append(observed.controller)
+    if topology != memory.topology:
+        topology.epoch = memory.topology.epoch + 1
+    return topology
+
+
+def _instance_of(seen: Seen, is_draining: bool, now_s: float) -> Instance:
+    instance = Instance(
+        id=seen.id, role=seen.role, address=seen.address, node=seen.node, message=seen.error
+    )
+    if seen.answer is not None:
+        instance.pid = seen.answer.pid
+        instance.start_time.CopyFrom(seen.answer.start_time)
+    if is_draining:
+        instance.state = InstanceState.INSTANCE_STATE_DRAINING
+    elif seen.is_ready(now_s):
+        instance.state = InstanceState.INSTANCE_STATE_READY
+    elif seen.answered_s is None:
+        instance.state = InstanceState.INSTANCE_STATE_STARTING
+    else:
+        instance.state = InstanceState.INSTANCE_STATE_UNAVAILABLE
+    return instance

@@ -1,0 +1,311 @@
+"""Who asks, decides and acts, over and over?
+
+One task for each instance (a `Minder`) learns where it listens, publishes the topology to it, and
+keeps its answers. One loop feeds what they saw to `plan` and carries out what it decided. All state
+that must outlive this process is in the state file; everything else is seen again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Final, Protocol
+
+import grpc
+
+from shoal.cluster.config import ClusterConfig, Scale
+from shoal.cluster.controller import (
+    Action,
+    Create,
+    Memory,
+    Observed,
+    Remove,
+    Restart,
+    Seen,
+    Train,
+    plan,
+    problems,
+)
+from shoal.cluster.hosting import InstanceSpec, instance_spec
+from shoal.cluster.index_plan import Training
+from shoal.cluster.lag import ShardLag
+from shoal.cluster.minder import Minder, PlacedInstance
+from shoal.cluster.placement import WRITER
+from shoal.cluster.roles import resources_for, role_of
+from shoal.cluster.state_file import StateFile
+from shoal.internal.v1.topology_pb2 import Topology
+from shoal.internal.v1.writer_pb2 import (
+    CatalogEntry,
+    ListTablesRequest,
+    PublishIndexVersionRequest,
+)
+from shoal.internal.v1.writer_pb2_grpc import WriterServiceStub
+from shoal.v1.cluster_pb2 import Instance, InstanceState, Role
+
+_log = logging.getLogger(__name__)
+
+TICK_S: Final = 0.25
+CATALOGUE_TIMEOUT_S: Final = 1.0
+# After a failed start, before the next: a missing file does not come back faster for being looked for.
+CREATE_RETRY_S: Final = 5.0
+
+
+class Platform(Protocol):
+    """What the loop needs of Ray; blocking calls run in a thread."""
+
+    def create(self, spec: InstanceSpec, resources: dict[str, float]) -> PlacedInstance:
+        """Place an instance or find it."""
+        ...
+
+    def placed_ids(self) -> list[str]:
+        """Ids of all instances that live."""
+        ...
+
+    def find(self, instance_id: str) -> PlacedInstance | None:
+        """Find an instance."""
+        ...
+
+    async def address(self, placed: PlacedInstance) -> tuple[str, str]:
+        """Where it listens, and its node."""
+        ...
+
+    def remove(self, placed: PlacedInstance) -> None:
+        """Stop it for good."""
+        ...
+
+    def restart(self, placed: PlacedInstance) -> None:
+        """Kill it; it comes back."""
+        ...
+
+    async def train(self, table_uri: str, folder: str, threads: int) -> None:
+        """Train a codebook."""
+        ...
+
+
+class ControllerLoop:
+    """The controller's state, and the tasks that move it."""
+
+    def __init__(
+        self,
+        config: ClusterConfig,
+        home: Path,
+        platform: Platform,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """home: folder on this machine for the state file and the instances' own files."""
+        self._config, self._home, self._platform, self._clock = config, home, platform, clock
+        self._state_file = StateFile(home / "controller.json")
+        self._memory = self._state_file.load() or Memory(config.scale)
+        if self._memory.topology.epoch == 0:
+            # Above whatever a lost state file had counted to.
+            self._memory.topology.epoch = time.time_ns() // 1_000_000
+        self._minders: dict[str, Minder] = {}
+        self._catalogue: list[CatalogEntry] | None = None
+        self._training: dict[str, Training] = {}
+        self._failed_starts: dict[str, tuple[float, str]] = {}
+        self._self = Instance()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._wake = asyncio.Event()
+        self._lag = ShardLag(self._memory.topology)
+
+    # What the controller's service shows and takes.
+
+    @property
+    def topology(self) -> Topology:
+        """The topology published last."""
+        return self._memory.topology
+
+    @property
+    def problems(self) -> list[str]:
+        """What differs from what is declared. Empty if the cluster is whole."""
+        return problems(self._config, self._memory, self._observed(), self._clock())
+
+    def set_scale(self, scale: Scale) -> None:
+        """Declare new numbers; durable when this returns."""
+        memory = replace(self._memory, scale=scale)
+        self._state_file.save(memory)
+        self._memory = memory
+        self._wake.set()
+
+    @property
+    def scale(self) -> Scale:
+        """The numbers in force."""
+        return self._memory.scale
+
+    def introduce(self, instance: Instance) -> None:
+        """Say where the controller itself listens."""
+        self._self = instance
+
+    async def run(self) -> None:
+        """Step until cancelled. A step that fails is logged, and the next one tries again."""
+        await self._adopt()
+        while True:
+            try:
+                await self._read_catalogue()
+                self._step()
+            except Exception:  # noqa: BLE001  # the loop must outlive its bugs
+                _log.exception("a step of the controller failed; the next one tries again")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TICK_S):
+                    await self._wake.wait()
+            self._wake.clear()
+
+    async def close(self) -> None:
+        """Stop the tasks. The instances live on."""
+        for minder in self._minders.values():
+            await minder.close()
+        for task in list(self._tasks):
+            task.cancel()
+
+    async def remove_all(self) -> None:
+        """Stop every instance, the callers' side first."""
+        order = [Role.ROLE_BROKER, Role.ROLE_RERANKER, Role.ROLE_ENCODER, Role.ROLE_SHARD_SERVER]
+        minders = sorted(
+            self._minders.values(),
+            key=lambda minder: order.index(minder.role) if minder.role in order else len(order),
+        )
+        for minder in minders:
+            await minder.close()
+            await asyncio.to_thread(self._platform.remove, minder.placed)
+        self._minders.clear()
+
+    # The steps.
+
+    async def _adopt(self) -> None:
+        """Find the instances that an earlier life of this controller placed."""
+        for instance_id in await asyncio.to_thread(self._platform.placed_ids):
+            placed = await asyncio.to_thread(self._platform.find, instance_id)
+            role = role_of(instance_id)
+            if placed is not None and role is not None:
+                self._mind(instance_id, role, placed)
+
+    async def _read_catalogue(self) -> None:
+        writer = self._minders.get(WRITER)
+        if writer is None or not writer.seen.address:
+            return
+        try:
+            response = await WriterServiceStub(writer.channel).ListTables(
+                ListTablesRequest(), timeout=CATALOGUE_TIMEOUT_S
+            )
+        except grpc.aio.AioRpcError as error:
+            _log.debug("the writer's catalogue could not be read: %s", error.details())
+            return
+        self._catalogue = list(response.entries)
+
+    def _observed(self) -> Observed:
+        instances = {id_: minder.seen for id_, minder in self._minders.items()}
+        now_s = self._clock()
+        for id_, (failed_s, error) in list(self._failed_starts.items()):
+            if now_s - failed_s > CREATE_RETRY_S:
+                del self._failed_starts[id_]
+                continue
+            role = role_of(id_)
+            assert role is not None
+            instances.setdefault(id_, Seen(id_, role, failed_s, error=error))
+        return Observed(instances, self._catalogue, self._training, self._self)
+
+    def _step(self) -> None:
+        for id_, minder in list(self._minders.items()):
+            if minder.death is not None:  # Ray will not start it again: place it anew.
+                _log.warning("%s died: %s", id_, minder.death)
+                self._failed_starts[id_] = (self._clock(), minder.death)
+                del self._minders[id_]
+                self._spawn(minder.close())
+        before = self._memory
+        memory, actions = plan(self._config, before, self._observed(), self._clock())
+        if memory.topology.epoch != before.topology.epoch:
+            self._state_file.save(memory)
+        self._memory = memory
+        for action in actions:
+            self._act(action)
+        self._publish()
+
+    def _publish(self) -> None:
+        """Hand the topology to the minders: brokers at once, shard servers once those follow."""
+        topology, now_s = self._memory.topology, self._clock()
+        brokers = [each.seen for each in self._minders.values() if each.role == Role.ROLE_BROKER]
+        brokers_follow = all(
+            seen.answer is not None and seen.answer.epoch >= topology.epoch
+            for seen in brokers
+            if seen.is_ready(now_s)
+        )
+        lagged = self._lag.advance(topology, brokers_follow=brokers_follow, now_s=now_s)
+        for minder in self._minders.values():
+            is_shard_server = minder.role == Role.ROLE_SHARD_SERVER
+            minder.publish(lagged if is_shard_server else topology)
+
+    def _act(self, action: Action) -> None:
+        match action:
+            case Create():
+                self._create(action)
+            case Remove(id=id_):
+                minder = self._minders.pop(id_)
+                _log.info("%s has drained and is stopped", id_)
+                self._spawn(self._remove(minder))
+            case Restart(id=id_):
+                minder = self._minders[id_]
+                _log.warning("%s hangs and is killed; Ray starts it again", id_)
+                minder.restarting(self._clock())
+                self._spawn(asyncio.to_thread(self._platform.restart, minder.placed))
+            case Train(entry=entry):
+                self._training[entry.uid] = Training()
+                self._spawn(self._train(entry))
+
+    def _create(self, action: Create) -> None:
+        spec = instance_spec(self._config, action.id, action.role, self._home)
+        placed = self._platform.create(spec, resources_for(self._config, action.role))
+        _log.info("%s is placed", action.id)
+        self._mind(action.id, action.role, placed)
+
+    def _mind(self, instance_id: str, role: Role.ValueType, placed: PlacedInstance) -> None:
+        self._minders[instance_id] = Minder(
+            instance_id, role, placed, self._platform.address, self._clock
+        )
+
+    async def _remove(self, minder: Minder) -> None:
+        await minder.close()
+        await asyncio.to_thread(self._platform.remove, minder.placed)
+
+    async def _train(self, entry: CatalogEntry) -> None:
+        version = entry.index_version + 1
+        folder = f"{entry.table_uri.rstrip('/').rpartition('/')[0]}/versions/{version}"
+        _log.info("a codebook is trained for %s version %d", entry.name, version)
+        try:
+            await self._platform.train(entry.table_uri, folder, threads=2)
+            writer = self._minders[WRITER]
+            await WriterServiceStub(writer.channel).PublishIndexVersion(
+                PublishIndexVersionRequest(
+                    uid=entry.uid, index_version=version, codebook_uri=folder
+                ),
+                timeout=10.0,
+                wait_for_ready=True,
+            )
+        except Exception as error:  # noqa: BLE001  # whatever it was, it is shown and tried again
+            _log.exception("training a codebook for %s failed", entry.name)
+            self._training[entry.uid] = Training(self._clock(), str(error))
+            return
+        _log.info("%s has version %d", entry.name, version)
+        self._training.pop(entry.uid, None)
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def own_entry(address: str, pid: int) -> Instance:
+    """The controller's own entry in the topology."""
+    instance = Instance(
+        id="controller",
+        role=Role.ROLE_CONTROLLER,
+        address=address,
+        pid=pid,
+        state=InstanceState.INSTANCE_STATE_READY,
+    )
+    instance.start_time.GetCurrentTime()
+    return instance

@@ -1,0 +1,100 @@
+"""How is the controller asked and told?"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+from pydantic import ValidationError
+
+from shoal.cluster.config import ClusterConfig
+from shoal.cluster.controller_loop import ControllerLoop, Platform, own_entry
+from shoal.cluster.placement import CONTROLLER
+from shoal.internal.v1.topology_pb2 import (
+    DESCRIPTOR,
+    GetControllerStatusRequest,
+    GetControllerStatusResponse,
+    SetScaleRequest,
+    SetScaleResponse,
+)
+from shoal.internal.v1.topology_pb2_grpc import (
+    ControllerServiceServicer,
+    add_ControllerServiceServicer_to_server,
+)
+from shoal.rpc.errors import InvalidFieldError
+from shoal.rpc.topology import TopologyFollower
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class ControllerService(ControllerServiceServicer):
+    """The controller as a service."""
+
+    def __init__(self, config: ClusterConfig, home: Path, platform: Platform) -> None:
+        """home: Shoal's folder on this machine."""
+        self.follower = TopologyFollower(CONTROLLER)
+        self._make_loop = lambda: ControllerLoop(config, home, platform)
+        self._loop: ControllerLoop | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def loop(self) -> ControllerLoop:
+        """The control loop. Only once the service has started."""
+        assert self._loop is not None
+        return self._loop
+
+    def register(self, server: grpc.aio.Server) -> Sequence[str]:
+        """Add the handlers."""
+        add_ControllerServiceServicer_to_server(self, server)
+        return [DESCRIPTOR.services_by_name["ControllerService"].full_name]
+
+    async def start(self) -> None:
+        """Begin to control."""
+        self._loop = self._make_loop()
+        self._task = asyncio.create_task(self._loop.run())
+
+    def introduce(self, address: str) -> None:
+        """Have the topology say where the controller listens, so that brokers find it."""
+        self.loop.introduce(own_entry(address, os.getpid()))
+
+    async def drain(self) -> None:
+        """Stop controlling; what runs goes on."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    async def stop(self) -> None:
+        """Let go of the instances."""
+        await self.loop.close()
+
+    async def remove_all(self) -> None:
+        """Stop controlling, then stop every instance: the end of the cluster."""
+        await self.drain()
+        await self.loop.remove_all()
+
+    async def SetScale(self, request: SetScaleRequest, context: _Context) -> SetScaleResponse:
+        """Declare new numbers."""
+        del context
+        try:
+            scale = self.loop.scale.changed_by(request.scale)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            raise InvalidFieldError(f"scale.{problem['loc'][0]}", problem["msg"]) from error
+        self.loop.set_scale(scale)
+        return SetScaleResponse(scale=scale.to_proto())
+
+    async def GetControllerStatus(
+        self, request: GetControllerStatusRequest, context: _Context
+    ) -> GetControllerStatusResponse:
+        """Say what is published and what is not as it should be."""
+        del request, context
+        found = self.loop.problems
+        return GetControllerStatusResponse(
+            topology=self.loop.topology, whole=not found, problems=found
+        )
