@@ -17,17 +17,15 @@ import logging
 import os
 import threading
 from collections.abc import Coroutine, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
 from shoal.cluster import local
 from shoal.cluster.config import ClusterConfig
 from shoal.cluster.controller_server import ControllerService
-from shoal.cluster.hosting import InstanceSpec, PortFile, build_host
+from shoal.cluster.hosting import InstanceSpec, Placed, PortFile, build_host
 from shoal.rpc.server import ServiceHost
 
 _log = logging.getLogger(__name__)
@@ -60,7 +58,9 @@ class ServiceActor:
         _log_to_stderr()
         self._loop = _LoopThread()
         port_file = PortFile(Path(spec.state_folder) / f"{spec.id}.port")
-        self._host = build_host(spec, port_file.listen_address(_reachable_host(spec.host), spec.port))
+        self._host = build_host(
+            spec, port_file.listen_address(_reachable_host(spec.host), spec.port)
+        )
         self._address: str = self._loop.run(self._host.start())
         port_file.remember(self._address)
         _log.info("%s listens on %s", spec.id, self._address)
@@ -95,7 +95,7 @@ class ControllerActor:
 
     def address(self) -> str:
         """Where the controller listens."""
-        return self._address
+        return str(self._address)
 
     def stop(self) -> None:
         """Stop every instance: the end of the cluster."""
@@ -113,14 +113,6 @@ def _reachable_host(host: str) -> str:
     return str(ray.util.get_node_ip_address()) if host == "node" else host
 
 
-@dataclass(frozen=True)
-class Placed:
-    """An actor that was found or made."""
-
-    id: str
-    handle: Any
-
-
 class InstanceDiedError(Exception):
     """An instance that Ray gave up on; the message says why."""
 
@@ -134,7 +126,10 @@ def connected(address: str, home: Path) -> Iterator[None]:
     local.use_token(home)
     try:
         ray.init(
-            address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR",
+            address=address,
+            namespace=NAMESPACE,
+            log_to_driver=False,
+            logging_level="ERROR",
             configure_logging=False,
         )
     except Exception as error:

@@ -12,7 +12,6 @@ from typing import Any, Final, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
 from shoal.v1 import cluster_pb2
 
 HOME_VARIABLE: Final = "SHOAL_HOME"
@@ -49,7 +48,7 @@ class Scale(_Frozen):
         return cluster_pb2.Scale(**self.model_dump())
 
     def changed_by(self, change: cluster_pb2.Scale) -> Scale:
-        """This with the numbers that are set in `change`.
+        """Give these numbers, with those that are set in `change`.
 
         Raises ValueError, naming the number, if one is out of its range.
         """

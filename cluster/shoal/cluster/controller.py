@@ -126,14 +126,15 @@ def plan(
         Create(id_, role) for id_, role in wanted.items() if id_ not in observed.instances
     ]
     actions += _plan_removals(memory, observed, draining, now_s)
-    actions += [
-        Restart(seen.id) for seen in observed.instances.values() if _hangs(seen, now_s)
-    ]
+    actions += [Restart(seen.id) for seen in observed.instances.values() if _hangs(seen, now_s)]
     actions += [
         Train(entry)
         for entry in observed.catalogue or ()
         if training_due(
-            entry, growth[entry.uid], observed.training.get(entry.uid), config.train_at_passages,
+            entry,
+            growth[entry.uid],
+            observed.training.get(entry.uid),
+            config.train_at_passages,
             now_s,
         )
     ]
@@ -141,9 +142,7 @@ def plan(
     return replace(memory, topology=topology, draining=draining, growth=growth), actions
 
 
-def problems(
-    config: ClusterConfig, memory: Memory, observed: Observed, now_s: float
-) -> list[str]:
+def problems(config: ClusterConfig, memory: Memory, observed: Observed, now_s: float) -> list[str]:
     """Say what differs from what is declared, a sentence each. Empty if the cluster is whole."""
     found = []
     wanted = wanted_instances(config, memory.scale)
@@ -156,9 +155,7 @@ def problems(
             found.append(f"{id_} does not answer at {seen.address}; it is restarted by itself")
         elif seen.answer is not None and seen.answer.refusal:
             found.append(f"{id_} refuses the topology: {seen.answer.refusal}")
-    found += [
-        f"{id_} is draining" for id_ in observed.instances if id_ not in wanted
-    ]
+    found += [f"{id_} is draining" for id_ in observed.instances if id_ not in wanted]
     for index in memory.topology.indexes:
         if not index.HasField("serving"):
             found.append(f"index {index.name} is being loaded for the first time")

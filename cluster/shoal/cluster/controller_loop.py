@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Final, Protocol
 
 import grpc
-
 from shoal.cluster.config import ClusterConfig, Scale
 from shoal.cluster.controller import (
     Action,
@@ -31,10 +30,10 @@ from shoal.cluster.controller import (
     plan,
     problems,
 )
-from shoal.cluster.hosting import InstanceSpec, instance_spec
+from shoal.cluster.hosting import InstanceSpec, Placed, instance_spec
 from shoal.cluster.index_plan import Training
 from shoal.cluster.lag import ShardLag
-from shoal.cluster.minder import Minder, PlacedInstance
+from shoal.cluster.minder import Minder
 from shoal.cluster.placement import WRITER
 from shoal.cluster.roles import resources_for, role_of
 from shoal.cluster.state_file import StateFile
@@ -51,14 +50,14 @@ _log = logging.getLogger(__name__)
 
 TICK_S: Final = 0.25
 CATALOGUE_TIMEOUT_S: Final = 1.0
-# After a failed start, before the next: a missing file does not come back faster for being looked for.
+# After a failed start, before the next: what is missing does not come back faster for that.
 CREATE_RETRY_S: Final = 5.0
 
 
 class Platform(Protocol):
     """What the loop needs of Ray; blocking calls run in a thread."""
 
-    def create(self, spec: InstanceSpec, resources: dict[str, float]) -> PlacedInstance:
+    def create(self, spec: InstanceSpec, resources: dict[str, float]) -> Placed:
         """Place an instance or find it."""
         ...
 
@@ -66,19 +65,19 @@ class Platform(Protocol):
         """Ids of all instances that live."""
         ...
 
-    def find(self, instance_id: str) -> PlacedInstance | None:
+    def find(self, instance_id: str) -> Placed | None:
         """Find an instance."""
         ...
 
-    async def address(self, placed: PlacedInstance) -> tuple[str, str]:
+    async def address(self, placed: Placed) -> tuple[str, str]:
         """Where it listens, and its node."""
         ...
 
-    def remove(self, placed: PlacedInstance) -> None:
+    def remove(self, placed: Placed) -> None:
         """Stop it for good."""
         ...
 
-    def restart(self, placed: PlacedInstance) -> None:
+    def restart(self, placed: Placed) -> None:
         """Kill it; it comes back."""
         ...
 
@@ -262,7 +261,7 @@ class ControllerLoop:
         _log.info("%s is placed", action.id)
         self._mind(action.id, action.role, placed)
 
-    def _mind(self, instance_id: str, role: Role.ValueType, placed: PlacedInstance) -> None:
+    def _mind(self, instance_id: str, role: Role.ValueType, placed: Placed) -> None:
         self._minders[instance_id] = Minder(
             instance_id, role, placed, self._platform.address, self._clock
         )

@@ -11,7 +11,6 @@ from typing import Any
 
 import grpc
 from pydantic import ValidationError
-
 from shoal.cluster.config import ClusterConfig
 from shoal.cluster.controller_loop import ControllerLoop, Platform, own_entry
 from shoal.cluster.placement import CONTROLLER
@@ -38,7 +37,7 @@ class ControllerService(ControllerServiceServicer):
     def __init__(self, config: ClusterConfig, home: Path, platform: Platform) -> None:
         """home: Shoal's folder on this machine."""
         self.follower = TopologyFollower(CONTROLLER)
-        self._make_loop = lambda: ControllerLoop(config, home, platform)
+        self._config, self._home, self._platform = config, home, platform
         self._loop: ControllerLoop | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -55,7 +54,7 @@ class ControllerService(ControllerServiceServicer):
 
     async def start(self) -> None:
         """Begin to control."""
-        self._loop = self._make_loop()
+        self._loop = ControllerLoop(self._config, self._home, self._platform)
         self._task = asyncio.create_task(self._loop.run())
 
     def introduce(self, address: str) -> None:

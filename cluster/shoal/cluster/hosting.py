@@ -31,6 +31,14 @@ class InstanceSpec:
     """Of the role's settings class."""
 
 
+@dataclass(frozen=True)
+class Placed:
+    """An instance that was placed, and what the platform knows it by."""
+
+    id: str
+    handle: Any
+
+
 def build_host(spec: InstanceSpec, listen: str) -> ServiceHost:
     """Make the service of a spec, ready to start."""
     return ServiceHost(build_service(spec.role, spec.settings, spec.id), listen)

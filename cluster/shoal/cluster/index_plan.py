@@ -103,9 +103,7 @@ def plan_index(
     return index
 
 
-def _is_ready(
-    layout: Layout, uid: str, answers: Mapping[str, PublishTopologyResponse]
-) -> bool:
+def _is_ready(layout: Layout, uid: str, answers: Mapping[str, PublishTopologyResponse]) -> bool:
     """True if every copy of every shard can be searched."""
     return all(
         set(placement.shards) <= _ready_shards(layout, uid, answers.get(placement.shard_server))
@@ -113,9 +111,7 @@ def _is_ready(
     )
 
 
-def _serves(
-    layout: Layout, uid: str, answers: Mapping[str, PublishTopologyResponse]
-) -> bool:
+def _serves(layout: Layout, uid: str, answers: Mapping[str, PublishTopologyResponse]) -> bool:
     """True if some copy of every shard can be searched."""
     ready: set[int] = set()
     for placement in layout.placements:
@@ -123,9 +119,7 @@ def _serves(
     return ready >= set(range(layout.shard_count))
 
 
-def _ready_shards(
-    layout: Layout, uid: str, answer: PublishTopologyResponse | None
-) -> set[int]:
+def _ready_shards(layout: Layout, uid: str, answer: PublishTopologyResponse | None) -> set[int]:
     states: Iterable[int] = (
         state.shard
         for state in (answer.shards if answer is not None else ())

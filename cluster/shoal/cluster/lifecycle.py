@@ -11,15 +11,14 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import grpc
-
 from shoal.bundle import load_bundle
 from shoal.cluster import actors, local
 from shoal.cluster.config import ClusterConfig, ConfigError, read_config
 from shoal.cluster.placement import broker_port
-from shoal.cluster.roles import settings_for
+from shoal.cluster.roles import ROLES, settings_for
 from shoal.internal.v1.topology_pb2 import (
     GetControllerStatusRequest,
     GetControllerStatusResponse,
@@ -149,7 +148,7 @@ def is_up(home: Path) -> bool:
     return local.is_running(home) if info.started_ray else _controller_status(home) is not None
 
 
-def _read_file(home: Path) -> dict[str, object] | None:
+def _read_file(home: Path) -> dict[str, Any] | None:
     try:
         stored = json.loads((home / INFO_FILE).read_text())
     except (FileNotFoundError, ValueError):
@@ -197,4 +196,4 @@ def _check_bundles(config: ClusterConfig, home: Path) -> None:
         try:
             load_bundle(bundle)
         except Exception as error:
-            raise ConfigError(f"{Role.Name(role).removeprefix('ROLE_').lower()}: {error}") from error
+            raise ConfigError(f"{ROLES[role].section}.bundle: {error}") from error

@@ -7,11 +7,11 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any, Final, Protocol
+from typing import Final
 
 import grpc
-
 from shoal.cluster.controller import Seen
+from shoal.cluster.hosting import Placed
 from shoal.internal.v1.topology_pb2 import PublishTopologyRequest, Topology
 from shoal.internal.v1.topology_pb2_grpc import TopologyServiceStub
 from shoal.rpc.channels import open_channel
@@ -25,20 +25,6 @@ ANSWER_TIMEOUT_S: Final = 1.0
 ADDRESS_TIMEOUT_S: Final = 60.0
 
 
-class PlacedInstance(Protocol):
-    """An instance that was placed."""
-
-    @property
-    def id(self) -> str:
-        """Its id."""
-        ...
-
-    @property
-    def handle(self) -> Any:
-        """What the platform knows it by."""
-        ...
-
-
 class Minder:
     """Learns where an instance listens, publishes the topology to it, and keeps its answers."""
 
@@ -46,8 +32,8 @@ class Minder:
         self,
         instance_id: str,
         role: Role.ValueType,
-        placed: PlacedInstance,
-        find_address: Callable[[Any], Awaitable[tuple[str, str]]],
+        placed: Placed,
+        find_address: Callable[[Placed], Awaitable[tuple[str, str]]],
         clock: Callable[[], float],
     ) -> None:
         """Start minding."""
@@ -116,9 +102,7 @@ class Minder:
             if self._topology is not None:
                 try:
                     answer = await TopologyServiceStub(self.channel).PublishTopology(
-                        PublishTopologyRequest(
-                            topology=self._topology, instance_id=self.seen.id
-                        ),
+                        PublishTopologyRequest(topology=self._topology, instance_id=self.seen.id),
                         timeout=ANSWER_TIMEOUT_S,
                     )
                 except grpc.aio.AioRpcError as error:

@@ -15,7 +15,6 @@ from typing import Final
 
 import grpc
 from pydantic import BaseModel, ConfigDict, Field
-
 from shoal.cluster.redis_server import RedisServer
 from shoal.rpc.topology import TopologyFollower
 

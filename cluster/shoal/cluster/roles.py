@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Final, Literal, cast
 
 from pydantic import BaseModel, ValidationError
-
 from shoal.cluster.config import ClusterConfig, ConfigError, explain
 from shoal.cluster.redis_address import embedded_redis_url
 from shoal.rpc.server import Service
@@ -42,7 +41,9 @@ ROLES: Final[dict[Role.ValueType, RoleSpec]] = {
         "encoder", "shoal.encoder.server:EncoderService", "shoal.encoder.config:EncoderSettings"
     ),
     Role.ROLE_RERANKER: RoleSpec(
-        "reranker", "shoal.reranker.server:RerankerService", "shoal.reranker.config:RerankerSettings"
+        "reranker",
+        "shoal.reranker.server:RerankerService",
+        "shoal.reranker.config:RerankerSettings",
     ),
     Role.ROLE_SHARD_SERVER: RoleSpec(
         "shard", "shoal.shard.server:ShardService", "shoal.shard.config:ShardSettings"

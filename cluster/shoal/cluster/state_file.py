@@ -13,7 +13,6 @@ from pathlib import Path
 
 from google.protobuf import json_format
 from pydantic import ValidationError
-
 from shoal.cluster.config import Scale
 from shoal.cluster.controller import Memory
 from shoal.internal.v1.topology_pb2 import Topology

