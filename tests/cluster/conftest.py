@@ -1,4 +1,4 @@
-"""A real cluster on a real Ray, with the laptop's shape, a home of its own and XQuAD in an index."""
+"""A real cluster on a real Ray: the laptop's shape, a home of its own, XQuAD in an index."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-
 from shoal.client import Client
 from shoal.cluster.lifecycle import ClusterInfo, down, up
 
@@ -47,8 +46,7 @@ def free_port() -> int:
 
 
 def read_jsonl(path: Path) -> list[dict[str, str]]:
-    opened = gzip.open(path, "rt") if path.suffix == ".gz" else path.open()
-    with opened as lines:
+    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
         return [json.loads(line) for line in lines]
 
 

@@ -13,9 +13,9 @@ from collections.abc import Callable
 
 import psutil
 import pytest
-
 from shoal.client import AsyncClient, ShoalError
 from shoal.v1.cluster_pb2 import GetClusterStatusResponse
+
 from tests.cluster.conftest import RunningCluster
 from tests.cluster.traffic import Traffic
 

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
-
 from shoal.client import AsyncClient
 from shoal.cluster.lifecycle import AlreadyUpError, up
+
 from tests.cluster.conftest import RunningCluster, read_jsonl, xquad_file
 from tests.cluster.traffic import Traffic
 

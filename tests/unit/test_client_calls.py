@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import pickle
 import socket
+import threading
 from concurrent import futures
 
 import grpc
@@ -114,7 +115,8 @@ class Broker(
     async def ListIndexes(self, request, context):
         at = int(request.page_token or 0)
         return indexes_pb2.ListIndexesResponse(
-            indexes=[indexes_pb2.Index(name=f"i{at}")], next_page_token=str(at + 1) if at < 2 else ""
+            indexes=[indexes_pb2.Index(name=f"i{at}")],
+            next_page_token=str(at + 1) if at < 2 else "",
         )
 
     async def DescribeIndex(self, request, context):
@@ -132,9 +134,7 @@ class Broker(
 
 @contextlib.asynccontextmanager
 async def serving(broker, port=0):
-    server = grpc.aio.server(
-        interceptors=[ErrorInterceptor()], options=[("grpc.so_reuseport", 0)]
-    )
+    server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=[("grpc.so_reuseport", 0)])
     add_SearchServiceServicer_to_server(broker, server)
     add_DocumentServiceServicer_to_server(broker, server)
     add_IndexServiceServicer_to_server(broker, server)
@@ -339,6 +339,14 @@ async def test_upsert_raises_what_the_stream_fails_with(client):
 async def test_upsert_keeps_its_deadline(client):
     with pytest.raises(DeadlineExceededError):
         await client.upsert("silent", documents(3), timeout_s=0.1)
+
+
+async def test_upsert_leaves_no_thread_and_no_task_behind(client):
+    await client.upsert("i", documents(10))
+    with pytest.raises(IndexNotFoundError):
+        await client.upsert("missing", documents(10))
+    assert not [each for each in threading.enumerate() if each.name == "shoal-upsert"]
+    assert not [each for each in asyncio.all_tasks() if each.get_name() == "shoal-upsert"]
 
 
 async def test_upsert_of_nothing(client):

@@ -2,7 +2,7 @@
 
 import grpc
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from shoal.client import IndexNotFoundError, OverloadedError, UnavailableError
 from shoal.client._upsert import MAX_ATTEMPTS, Upload, ended_early
@@ -89,6 +89,7 @@ def test_a_stream_ended_early_may_be_sent_again():
     assert Upload("i").lost(ended_early()) > 0
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 40), st.booleans()), max_size=30),
     st.integers(min_value=1, max_value=40),

@@ -12,7 +12,6 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from shoal.cluster.config import ClusterConfig, Scale
 from shoal.cluster.controller import (
     DRAIN_S,
@@ -121,7 +120,10 @@ def _ready(uid: str, layout: Layout, shards: list[int]) -> list[ShardState]:
 
 def _entry(name: str = "docs", rows: int = 10, version: int = 0) -> CatalogEntry:
     return CatalogEntry(
-        name=name, uid=f"{name}-uid", table_uri=f"/data/{name}", row_count=rows,
+        name=name,
+        uid=f"{name}-uid",
+        table_uri=f"/data/{name}",
+        row_count=rows,
         index_version=version,
     )
 

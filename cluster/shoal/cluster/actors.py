@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import socket
 import threading
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
@@ -123,24 +124,46 @@ def connected(address: str, home: Path) -> Iterator[None]:
 
     Raises StartError if it cannot be reached, or refuses this home's token.
     """
-    local.use_token(home)
+    _require_listener(address)
     try:
-        ray.init(
-            address=address,
-            namespace=NAMESPACE,
-            log_to_driver=False,
-            logging_level="ERROR",
-            configure_logging=False,
-        )
+        _join(address, home)
     except Exception as error:
         raise StartError(
-            f"cannot join Ray at {address}: {error}. Is it running, and is its token in "
-            f"{local.token_path(home)} or RAY_AUTH_TOKEN?"
+            f"cannot join Ray at {address}: {error}. Is its token the one in "
+            f"{local.token_path(home)}, or in RAY_AUTH_TOKEN?"
         ) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _require_listener(address: str) -> None:
+    """Refuse an address where nobody listens: `ray.init` would wait there for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=2.0).close()
+    except (OSError, ValueError) as error:
+        raise StartError(f"no Ray cluster answers at {address}: {error}") from error
+
+
+def _join(address: str, home: Path) -> None:
+    # Ray 2.60 reads how to authenticate, and whether to replace a loopback address by the machine's
+    # outer one, when it is imported; both depend on the home, which is known only now.
+    from ray._private import ray_constants
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    local.use_token(home)
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+    ray_constants.ENABLE_RAY_CLUSTER = not address.startswith(f"{local.LOOPBACK}:")
+    ray.init(
+        address=address,
+        namespace=NAMESPACE,
+        log_to_driver=False,
+        logging_level="ERROR",
+        configure_logging=False,
+    )
 
 
 def start_controller(config: ClusterConfig, home: Path) -> str:

@@ -155,6 +155,8 @@ def problems(config: ClusterConfig, memory: Memory, observed: Observed, now_s: f
             found.append(f"{id_} does not answer at {seen.address}; it is restarted by itself")
         elif seen.answer is not None and seen.answer.refusal:
             found.append(f"{id_} refuses the topology: {seen.answer.refusal}")
+        elif seen.answer is not None and seen.answer.problem:
+            found.append(f"{id_}: {seen.answer.problem}")
     found += [f"{id_} is draining" for id_ in observed.instances if id_ not in wanted]
     for index in memory.topology.indexes:
         if not index.HasField("serving"):
@@ -267,6 +269,8 @@ def _instance_of(seen: Seen, is_draining: bool, now_s: float) -> Instance:
     )
     if seen.answer is not None:
         instance.pid = seen.answer.pid
+        instance.model = seen.answer.model
+        instance.message = seen.answer.problem or seen.error
         instance.start_time.CopyFrom(seen.answer.start_time)
     if is_draining:
         instance.state = InstanceState.INSTANCE_STATE_DRAINING

@@ -77,7 +77,10 @@ def up(
     started_ray = address is None
     if address is None:
         report("starting Ray on this machine")
-        address = local.start_local_ray(home).address
+        try:
+            address = local.start_local_ray(home).address
+        except local.LocalRayError as error:
+            raise ClusterError(str(error)) from error
     try:
         info = _start(config, home, address, started_ray=started_ray, report=report)
         _await_whole(home, report, timeout_s)

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, cast
 
 from pydantic import BaseModel, ValidationError
 from shoal.cluster.config import ClusterConfig, ConfigError, explain
-from shoal.cluster.redis_address import embedded_redis_url
+from shoal.cluster.redis_server import socket_url
 from shoal.rpc.server import Service
 from shoal.v1.cluster_pb2 import Role
 
@@ -122,7 +122,7 @@ def redis_url(config: ClusterConfig, home: Path) -> str | None:
         case "external":
             return config.redis.url
         case "embedded":
-            return embedded_redis_url(home / "redis")
+            return socket_url(home / "redis")
         case _:
             return None
 

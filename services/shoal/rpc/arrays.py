@@ -89,4 +89,5 @@ def unit_rows(rows: NDArray[np.float32], path: str) -> NDArray[np.float32]:
             "holds a row of zeros, which has no direction",
             Reason.REASON_INVALID_VECTOR,
         )
-    return (rows / norms).astype(np.float32)
+    unit: NDArray[np.float32] = (rows / norms).astype(np.float32)
+    return unit

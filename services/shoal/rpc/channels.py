@@ -14,8 +14,10 @@ OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     # A peer that was killed is back within two seconds: look for it that often.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
+    # In spite of its name, how long one attempt to connect may take (measured: it does not delay
+    # the next one after a refusal). A peer whose machine is busy needs a while to answer.
+    ("grpc.min_reconnect_backoff_ms", 5_000),
     # A machine that vanishes sends no reset: notice within about 15 seconds.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import grpc
 
@@ -35,7 +35,8 @@ class Deadline:
         cls, context: grpc.aio.ServicerContext[Any, Any], default_s: float = DEFAULT_BUDGET_S
     ) -> Deadline:
         """The caller's deadline, or `default_s` from now if the caller set none."""
-        remaining_s = context.time_remaining()
+        # The type stubs know no None.
+        remaining_s = cast("float | None", context.time_remaining())
         # gRPC reports "no deadline" as None, or as centuries, depending on the release.
         if remaining_s is None or remaining_s > 86_400:
             remaining_s = default_s

@@ -47,9 +47,6 @@ def service_error_of(error: grpc.aio.AioRpcError) -> ServiceError:
     trailers = error.trailing_metadata()
     pairs = [(key, value) for key, value in trailers] if trailers is not None else None
     failure = from_rpc_error(error.code(), error.details(), pairs)
-    return ServiceError(
-        failure.reason,
-        failure.message,
-        fields=failure.fields,
-        retry_delay_s=failure.retry_delay_s,
-    )
+    passed_on = ServiceError(failure.reason, failure.message)
+    passed_on.failure = failure
+    return passed_on

@@ -14,23 +14,23 @@ from typing import Any, NoReturn, cast
 import grpc
 from shoal.rpc.errors import ServiceError
 from shoal.v1.errors_pb2 import Reason
-from shoal.v1.status import STATUS_TRAILER, Failure, to_rpc_status
+from shoal.v1.status import STATUS_TRAILER, Failure, clip, to_rpc_status
 
 _log = logging.getLogger(__name__)
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc's base is untyped
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Maps what a handler raises to a status with details."""
 
     async def intercept_service(
         self,
         continuation: Callable[
-            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]
+            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]
         ],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any]:
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
         """Wrap the handler of a call."""
         handler = await continuation(handler_call_details)
         if handler is None or handler.unary_stream or handler.stream_unary:
@@ -72,7 +72,7 @@ async def _abort(context: _Context, error: Exception) -> NoReturn:
         raise error  # The handler aborted by itself; gRPC knows already.
     failure = _failure_of(error)
     trailer = (STATUS_TRAILER, to_rpc_status(failure).SerializeToString())
-    await context.abort(failure.code, failure.message, (trailer,))
+    await context.abort(failure.code, clip(failure.message), (trailer,))
     raise AssertionError("abort raises")
 
 

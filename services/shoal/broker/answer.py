@@ -1,0 +1,126 @@
+"""What does the caller get to see of a search?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from shoal.broker.routes import IndexRoute
+from shoal.internal.v1.shard_pb2 import Passage, ShardState
+from shoal.v1.search_pb2 import (
+    CacheState,
+    Coverage,
+    Explanation,
+    Hit,
+    Provenance,
+    SearchRequest,
+    SearchResponse,
+    ShardExplanation,
+    Stage,
+    StageCut,
+)
+
+
+@dataclass
+class Ranked:
+    """A passage on its way into the answer."""
+
+    passage: Passage
+    shard: int
+    server: str
+    dense_score: float
+    score: float
+    rerank_score: float | None = None
+
+
+@dataclass
+class Trace:
+    """What is noted while a search runs."""
+
+    timings: list[tuple[Stage.ValueType, float]] = field(default_factory=list)
+    cuts: list[StageCut] = field(default_factory=list)
+    cache: CacheState.ValueType = CacheState.CACHE_STATE_BYPASS
+    encoder_model: str = ""
+    reranker_model: str = ""
+    versions: dict[int, int] = field(default_factory=dict)
+    """Table version that each shard had applied when it answered."""
+
+
+def build_response(
+    request: SearchRequest,
+    route: IndexRoute,
+    ranked: Sequence[Ranked],
+    states: Sequence[tuple[str, ShardState]],
+    coverage: Coverage,
+    trace: Trace,
+) -> SearchResponse:
+    """Put the answer together. states: server and state of each shard that was asked."""
+    versions = {state.shard: state.table_version for _, state in states if state.ready}
+    response = SearchResponse(coverage=coverage, table_version=min(versions.values(), default=0))
+    for each in ranked:
+        hit = response.hits.add()
+        _fill(hit, each, request)
+        if request.explain:
+            hit.provenance.CopyFrom(
+                Provenance(
+                    index=route.name,
+                    index_version=route.index_version,
+                    table_version=versions.get(each.shard, 0),
+                    encoder_model=trace.encoder_model,
+                    reranker_model=trace.reranker_model if each.rerank_score is not None else "",
+                    shard=each.shard,
+                    shard_server=each.server,
+                )
+            )
+    if request.explain:
+        response.explanation.CopyFrom(
+            Explanation(
+                encoder_model=trace.encoder_model,
+                reranker_model=trace.reranker_model,
+                index_version=route.index_version,
+                shards=[
+                    ShardExplanation(
+                        shard=state.shard,
+                        shard_server=server,
+                        table_version=state.table_version if state.ready else 0,
+                        passages=state.passage_count,
+                        kind=state.kind,
+                    )
+                    for server, state in sorted(states, key=lambda each: each[1].shard)
+                ],
+            )
+        )
+    return response
+
+
+def _fill(hit: Hit, ranked: Ranked, request: SearchRequest) -> None:
+    passage = ranked.passage
+    hit.document_id = passage.document_id
+    hit.passage = passage.ordinal
+    hit.span.CopyFrom(passage.span)
+    hit.content_hash = passage.content_hash
+    hit.update_time.CopyFrom(passage.update_time)
+    hit.score = ranked.score
+    hit.dense_score = ranked.dense_score
+    if ranked.rerank_score is not None:
+        hit.rerank_score = ranked.rerank_score
+    if not request.omit_text:
+        hit.title = passage.title
+        hit.text = passage.text
+        if passage.HasField("metadata"):
+            hit.metadata.CopyFrom(passage.metadata)
+
+
+def stamp(
+    response: SearchResponse, trace: Trace, *, total_s: float, epoch: int, broker: str
+) -> None:
+    """Write into an explanation what is true of this very call, also when the answer was cached."""
+    explanation = response.explanation
+    del explanation.timings[:]
+    for stage, duration_s in trace.timings:
+        timing = explanation.timings.add(stage=stage)
+        timing.duration.FromNanoseconds(int(duration_s * 1e9))
+    explanation.total.FromNanoseconds(int(total_s * 1e9))
+    explanation.cache = trace.cache
+    explanation.epoch = epoch
+    explanation.broker = broker

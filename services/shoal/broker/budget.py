@@ -1,0 +1,62 @@
+"""How is a caller's deadline divided over the stages?
+
+A stage may use up to its share of what remains when it begins; what it leaves is for those after
+it. Encoding and searching are worth waiting for, as there is no answer without them; reranking gets
+what is left, and does less, or nothing, if that is too little.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from shoal.rpc.deadline import Deadline
+
+ENCODE_SHARE: Final = 0.6
+SEARCH_SHARE: Final = 0.8
+FETCH_SHARE: Final = 0.8
+# The answer must still be built and sent.
+RESERVE_S: Final = 0.005
+_SMOOTHING: Final = 0.1
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a search may spend."""
+
+    deadline: Deadline
+
+    def encode(self) -> Deadline:
+        """When the query must be encoded."""
+        return self.deadline.share(ENCODE_SHARE)
+
+    def search(self) -> Deadline:
+        """When the candidates must be there."""
+        return self.deadline.share(SEARCH_SHARE)
+
+    def fetch(self) -> Deadline:
+        """When the text must be there."""
+        return self.deadline.share(FETCH_SHARE)
+
+    def rerank(self) -> Deadline:
+        """When the reranker must have answered."""
+        return Deadline(self.deadline.at_s - RESERVE_S, self.deadline.clock)
+
+
+class RerankCost:
+    """What reranking has cost of late, to say how many candidates fit into a budget."""
+
+    def __init__(self) -> None:
+        """Begin with a guess."""
+        self._base_s = 0.005
+        self._per_candidate_s = 0.0005
+
+    def observed(self, count: int, duration_s: float) -> None:
+        """Take note of a call for `count` candidates."""
+        per_candidate_s = max(duration_s - self._base_s, 0.0) / max(count, 1)
+        self._per_candidate_s += _SMOOTHING * (per_candidate_s - self._per_candidate_s)
+
+    def affordable(self, wanted: int, budget_s: float) -> int:
+        """How many of `wanted` candidates can be reranked in `budget_s` seconds."""
+        fits = int((budget_s - self._base_s) / max(self._per_candidate_s, 1e-6))
+        return max(0, min(wanted, fits))

@@ -1,0 +1,106 @@
+"""How do concurrent queries share a call?
+
+While a call to a target is under way, queries for it gather; the next call takes them all, up to a
+bound. An idle target adds no wait, a busy one batches by itself, and there is no window to tune.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from shoal.rpc.deadline import Deadline
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+Call = Callable[[Sequence[Item], float], Awaitable[Sequence[Result]]]
+
+
+@dataclass(eq=False)
+class _Entry(Generic[Item, Result]):
+    item: Item
+    deadline: Deadline
+    future: asyncio.Future[Result]
+
+
+@dataclass(eq=False)
+class _Batch(Generic[Item, Result]):
+    entries: list[_Entry[Item, Result]]
+    waiting: int
+    task: asyncio.Task[None] | None = field(default=None)
+
+
+class Coalescer(Generic[Item, Result]):
+    """Gathers items for one target into calls.
+
+    A member whose deadline passes, or whose caller leaves, does not disturb the others; a call that
+    everybody has left is cancelled. A call's deadline is the latest of its members'.
+    """
+
+    def __init__(self, call: Call[Item, Result], *, max_count: int, max_in_flight: int = 1) -> None:
+        """call: takes items and the seconds left, returns one result an item, in order."""
+        self._call, self._max_count, self._max_in_flight = call, max_count, max_in_flight
+        self._pending: deque[_Entry[Item, Result]] = deque()
+        self._in_flight = 0
+
+    async def submit(self, item: Item, deadline: Deadline) -> Result:
+        """Have an item called for; raise TimeoutError at its deadline, or what the call raised."""
+        entry = _Entry(item, deadline, asyncio.get_running_loop().create_future())
+        self._pending.append(entry)
+        self._pump()
+        async with deadline.timeout():
+            result: Result = await entry.future
+            return result
+
+    def _pump(self) -> None:
+        while self._pending and self._in_flight < self._max_in_flight:
+            entries: list[_Entry[Item, Result]] = []
+            while self._pending and len(entries) < self._max_count:
+                entry = self._pending.popleft()
+                if not entry.future.done():
+                    entries.append(entry)
+            if entries:
+                self._start(_Batch(entries, len(entries)))
+
+    def _start(self, batch: _Batch[Item, Result]) -> None:
+        self._in_flight += 1
+        batch.task = asyncio.create_task(self._run(batch))
+        batch.task.add_done_callback(self._finished)
+        for entry in batch.entries:
+            entry.future.add_done_callback(lambda future: self._left(batch, future))
+
+    async def _run(self, batch: _Batch[Item, Result]) -> None:
+        budget_s = max(entry.deadline.budget_s for entry in batch.entries)
+        try:
+            results = await self._call([entry.item for entry in batch.entries], budget_s)
+            assert len(results) == len(batch.entries)
+        except asyncio.CancelledError:
+            for entry in batch.entries:
+                entry.future.cancel()
+            raise
+        except Exception as error:  # noqa: BLE001  # every member gets it
+            for entry in batch.entries:
+                if not entry.future.done():
+                    entry.future.set_exception(error)
+                    entry.future.exception()  # A member that has left does not fetch it.
+            return
+        for entry, result in zip(batch.entries, results, strict=True):
+            if not entry.future.done():
+                entry.future.set_result(result)
+
+    def _left(self, batch: _Batch[Item, Result], future: asyncio.Future[Result]) -> None:
+        if not future.cancelled():
+            return
+        batch.waiting -= 1
+        if batch.waiting == 0 and batch.task is not None:
+            batch.task.cancel()
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._in_flight -= 1
+        if not task.cancelled():
+            task.exception()
+        self._pump()

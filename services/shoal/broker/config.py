@@ -1,0 +1,37 @@
+"""What can be set of a broker?"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class BrokerSettings(BaseModel):
+    """Settings of a broker."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_concurrent: int = Field(default=1024, ge=1)
+    """Searches that may be under way at once; more are refused with OVERLOADED. At 64 callers a
+    core answers about a thousand vector queries a second: this is about a second's work."""
+    default_budget_s: float = Field(default=10.0, gt=0)
+    """Seconds that a caller gets who set no deadline."""
+    rerank_candidates: int = Field(default=20, ge=1, le=200)
+    """Candidates to rerank when a request does not say. Beyond twenty the reranker's time grows
+    faster than the ranking gets better."""
+    coalesce_count: int = Field(default=64, ge=1, le=256)
+    """Most queries in one call to an encoder, a shard server or a reranker."""
+    hedge_ratio: float = Field(default=0.05, ge=0, le=1)
+    """Hedged calls per call, over time: 5% more load buys off the slowest 5% of waits."""
+    straggler_s: float = Field(default=0.5, ge=0)
+    """Seconds that a search waits for the last shard servers once others have answered; never more
+    than half of what remains to the deadline. What has not answered then is left out."""
+    probe_interval_s: float = Field(default=0.25, gt=0)
+    """Seconds between two looks at a shard server's states: how stale a cached answer can be."""
+    redis_url: str | None = None
+    """Cache of hot queries: redis://, rediss:// or unix:// URL. None: no cache."""
+    redis_timeout_s: float = Field(default=0.025, gt=0)
+    """Seconds that a look into the cache may take; computing most queries takes less than more."""
+    cache_ttl_s: int = Field(default=300, ge=1)
+    """Seconds that an answer or a vector is kept at most."""
+    cache_value_bytes: int = Field(default=256 * 1024, ge=1024)
+    """Largest answer that is cached."""

@@ -1,0 +1,212 @@
+"""How does a query reach every shard, and what if some do not answer?
+
+One call goes to one server of each group of shards. A server that fails is replaced by another
+replica; with two or more, one that is slower than it used to be is hedged. Once some groups have
+answered, the others are waited for only a while longer: a straggler is left out and named. While
+nobody has answered, the search waits for the deadline, as a server that was killed is soon back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass, field
+
+from shoal.broker.coalesce import Coalescer
+from shoal.broker.config import BrokerSettings
+from shoal.broker.hedge import HedgeBudget
+from shoal.broker.routes import IndexRoute, ShardGroup
+from shoal.broker.targets import Target, Targets
+from shoal.internal.v1.shard_pb2 import (
+    CandidateList,
+    Fill,
+    SearchShardsRequest,
+    SearchShardsResponse,
+    ShardState,
+)
+from shoal.internal.v1.shard_pb2_grpc import ShardServiceStub
+from shoal.rpc.deadline import Deadline
+from shoal.rpc.errors import ServiceError
+from shoal.v1.errors_pb2 import Reason
+from shoal.v1.search_pb2 import Vectors, VectorType
+
+
+@dataclass(frozen=True)
+class ShardQuery:
+    """What one query asks of the shards."""
+
+    vector: bytes
+    """Little-endian float32, unit length."""
+    top_k: int
+    fill: Fill.ValueType
+    min_table_version: int = 0
+
+
+@dataclass(frozen=True)
+class GroupAnswer:
+    """What a shard server found in the shards of a group."""
+
+    server: str
+    candidates: CandidateList
+    states: Sequence[ShardState]
+
+
+@dataclass
+class Found:
+    """What all groups found."""
+
+    answers: list[GroupAnswer] = field(default_factory=list)
+    failures: list[tuple[ShardGroup, Exception]] = field(default_factory=list)
+
+
+class FanOut:
+    """Sends queries to the shard servers, many in a call."""
+
+    def __init__(self, targets: Targets, settings: BrokerSettings) -> None:
+        """targets: the shard servers."""
+        self._targets, self._settings = targets, settings
+        self._hedges = HedgeBudget(settings.hedge_ratio)
+
+    async def search(self, route: IndexRoute, query: ShardQuery, deadline: Deadline) -> Found:
+        """Ask every group. What could not be had stands among the failures."""
+        found = Found()
+        if len(route.groups) == 1:  # The common case, without a task for it.
+            await self._collect(
+                found, route.groups[0], self._ask(route, route.groups[0], query, deadline)
+            )
+            return found
+        pending = {
+            asyncio.create_task(self._ask(route, group, query, deadline)): group
+            for group in route.groups
+        }
+        wait_until = deadline
+        try:
+            while pending and not wait_until.passed:
+                done, _ = await asyncio.wait(
+                    pending, timeout=wait_until.budget_s, return_when=asyncio.FIRST_COMPLETED
+                )
+                for task in done:
+                    await self._collect(found, pending.pop(task), task)
+                if found.answers and wait_until is deadline:
+                    wait_until = self._straggler_deadline(deadline)
+            found.failures += [(group, TimeoutError()) for group in pending.values()]
+        finally:
+            for task in pending:
+                task.cancel()
+        return found
+
+    def _straggler_deadline(self, deadline: Deadline) -> Deadline:
+        patience_s = min(self._settings.straggler_s, deadline.budget_s / 2)
+        return Deadline.after(patience_s, deadline.clock)
+
+    async def _collect(
+        self, found: Found, group: ShardGroup, answer: Awaitable[GroupAnswer]
+    ) -> None:
+        try:
+            found.answers.append(await answer)
+        except (ServiceError, TimeoutError) as error:
+            found.failures.append((group, error))
+
+    async def _ask(
+        self, route: IndexRoute, group: ShardGroup, query: ShardQuery, deadline: Deadline
+    ) -> GroupAnswer:
+        async def ask(target: Target) -> GroupAnswer:
+            return await self._ask_hedged(target, route, group, query, deadline)
+
+        _, answer = await self._targets.first_to_do(ask, deadline, group.servers)
+        return answer
+
+    async def _ask_hedged(
+        self,
+        target: Target,
+        route: IndexRoute,
+        group: ShardGroup,
+        query: ShardQuery,
+        deadline: Deadline,
+    ) -> GroupAnswer:
+        self._hedges.paid()
+        if len(group.servers) == 1:
+            return await self._ask_one(target, route, group, query, deadline)
+        first = asyncio.create_task(self._ask_one(target, route, group, query, deadline))
+        racing = {first}
+        try:
+            done, _ = await asyncio.wait(
+                racing, timeout=min(target.health.slow_s, deadline.budget_s)
+            )
+            other = self._targets.choose(group.servers, {target.id})
+            if not done and other is not None and self._hedges.take():
+                racing.add(asyncio.create_task(self._ask_one(other, route, group, query, deadline)))
+            return await _first_answer(racing)
+        finally:
+            for task in racing:
+                task.cancel()
+
+    async def _ask_one(
+        self,
+        target: Target,
+        route: IndexRoute,
+        group: ShardGroup,
+        query: ShardQuery,
+        deadline: Deadline,
+    ) -> GroupAnswer:
+        # Queries that wait for a version must not make others wait with them.
+        key = (route.key, group.shards, query.min_table_version)
+        if query.min_table_version:
+            (answer,) = await _search(target, route, group, [query], deadline.budget_s)
+            return answer
+        if key not in target.coalescers:
+            target.coalescers[key] = self._coalescer(target, route, group)
+        coalescer: Coalescer[ShardQuery, GroupAnswer] = target.coalescers[key]
+        return await coalescer.submit(query, deadline)
+
+    def _coalescer(
+        self, target: Target, route: IndexRoute, group: ShardGroup
+    ) -> Coalescer[ShardQuery, GroupAnswer]:
+        async def call(queries: Sequence[ShardQuery], budget_s: float) -> list[GroupAnswer]:
+            return await _search(target, route, group, queries, budget_s)
+
+        # A layout that was replaced will not be asked for again.
+        for stale in [
+            key for key in target.coalescers if key[0][0] == route.uid and key[0] != route.key
+        ]:
+            del target.coalescers[stale]
+        return Coalescer(call, max_count=self._settings.coalesce_count)
+
+
+async def _search(
+    target: Target,
+    route: IndexRoute,
+    group: ShardGroup,
+    queries: Sequence[ShardQuery],
+    budget_s: float,
+) -> list[GroupAnswer]:
+    request = SearchShardsRequest(
+        layout=route.layout,
+        shards=group.shards,
+        queries=Vectors(
+            values=b"".join([query.vector for query in queries]),
+            count=len(queries),
+            dimension=route.dimension,
+            type=VectorType.VECTOR_TYPE_FLOAT32,
+        ),
+        top_k=[query.top_k for query in queries],
+        fill=[query.fill for query in queries],
+        min_table_version=queries[0].min_table_version,
+    )
+    stub = ShardServiceStub(target.channel)
+    response: SearchShardsResponse = await target.call(
+        lambda: stub.SearchShards(request, timeout=budget_s)
+    )
+    if not any(state.ready for state in response.shards):
+        raise ServiceError(Reason.REASON_NOT_READY, f"{target.id} has none of these shards ready")
+    return [GroupAnswer(target.id, each, response.shards) for each in response.results]
+
+
+async def _first_answer(racing: set[asyncio.Task[GroupAnswer]]) -> GroupAnswer:
+    """The first that does not fail; what the last one raised if all do."""
+    pending = racing
+    while True:
+        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            if task.exception() is None or not pending:
+                return task.result()

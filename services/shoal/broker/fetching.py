@@ -1,0 +1,85 @@
+"""Where does the text of the winners come from?
+
+From the shard server that found each, unless it came along with the candidates.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import numpy as np
+from shoal.broker.fan_out import GroupAnswer
+from shoal.broker.merge import Candidates
+from shoal.broker.routes import IndexRoute
+from shoal.broker.targets import Targets
+from shoal.internal.v1.shard_pb2 import FetchPassagesRequest, Fill, Passage
+from shoal.internal.v1.shard_pb2_grpc import ShardServiceStub
+from shoal.rpc.arrays import UINT64, pack
+from shoal.rpc.deadline import Deadline
+from shoal.rpc.errors import ServiceError
+
+
+class FetchStage:
+    """Reads passages."""
+
+    def __init__(self, targets: Targets) -> None:
+        """targets: the shard servers."""
+        self._targets = targets
+
+    async def fetch(
+        self,
+        route: IndexRoute,
+        candidates: Candidates,
+        answers: Sequence[GroupAnswer],
+        fill: Fill.ValueType,
+        deadline: Deadline,
+    ) -> list[Passage | None]:
+        """Read the passage of each candidate; None where it could not be read, or is gone."""
+        passages = list(candidates.passages)
+        missing = [position for position, each in enumerate(passages) if each is None]
+        by_source: dict[int, list[int]] = {}
+        for position in missing:
+            by_source.setdefault(int(candidates.sources[position]), []).append(position)
+        fetched = await asyncio.gather(
+            *(
+                self._fetch(route, answers[source], candidates.row_ids[positions], fill, deadline)
+                for source, positions in by_source.items()
+            )
+        )
+        for positions, found in zip(by_source.values(), fetched, strict=True):
+            for position in positions:
+                passages[position] = found.get(int(candidates.row_ids[position]))
+        return passages
+
+    async def _fetch(
+        self,
+        route: IndexRoute,
+        answer: GroupAnswer,
+        row_ids: np.ndarray[tuple[int], np.dtype[np.uint64]],
+        fill: Fill.ValueType,
+        deadline: Deadline,
+    ) -> dict[int, Passage]:
+        request = FetchPassagesRequest(
+            layout=route.layout, row_ids=pack(row_ids, UINT64), fill=fill
+        )
+        shards = {state.shard for state in answer.states}
+        holders = [
+            server
+            for group in route.groups
+            if shards & set(group.shards)
+            for server in group.servers
+        ]
+        try:
+            _, response = await self._targets.first_to_do(
+                lambda target: target.call(
+                    lambda: ShardServiceStub(target.channel).FetchPassages(
+                        request, timeout=deadline.budget_s
+                    )
+                ),
+                deadline,
+                holders,
+            )
+        except (ServiceError, TimeoutError):
+            return {}
+        return {passage.row_id: passage for passage in response.passages}

@@ -1,0 +1,177 @@
+"""How are indexes made, shown and dropped?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+from shoal.broker.probe import Probe
+from shoal.broker.routes import IndexRoute
+from shoal.broker.targets import Targets
+from shoal.broker.validation import DEFAULT_PAGE, MAX_PAGE, check_index_name
+from shoal.broker.waiting import RoutesBoard
+from shoal.broker.writing import reach_writer
+from shoal.internal.v1.shard_pb2 import ShardState
+from shoal.internal.v1.writer_pb2 import CreateTableRequest, DropTableRequest
+from shoal.rpc.arrays import MAX_DIMENSION
+from shoal.rpc.deadline import Deadline
+from shoal.rpc.errors import InvalidFieldError
+from shoal.v1.indexes_pb2 import (
+    CreateIndexRequest,
+    CreateIndexResponse,
+    DescribeIndexRequest,
+    DescribeIndexResponse,
+    DropIndexRequest,
+    DropIndexResponse,
+    Index,
+    IndexState,
+    ListIndexesRequest,
+    ListIndexesResponse,
+    ShardReplica,
+)
+from shoal.v1.indexes_pb2_grpc import IndexServiceServicer
+from shoal.v1.search_pb2 import SearchKind
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class IndexesServer(IndexServiceServicer):
+    """IndexService."""
+
+    def __init__(self, board: RoutesBoard, writers: Targets, probe: Probe) -> None:
+        """board: where the routes are posted."""
+        self._board, self._writers, self._probe = board, writers, probe
+
+    async def CreateIndex(
+        self, request: CreateIndexRequest, context: _Context
+    ) -> CreateIndexResponse:
+        """Have the writer make a table, and wait until its shards serve."""
+        check_index_name(request.name)
+        if request.dimension > MAX_DIMENSION:
+            raise InvalidFieldError("dimension", f"must be 1 to {MAX_DIMENSION}, or 0")
+        if len(request.request_id.encode()) > 64:
+            raise InvalidFieldError("request_id", "has more than 64 bytes")
+        deadline = Deadline.of(context)
+        creation = CreateTableRequest(
+            name=request.name, dimension=request.dimension, request_id=request.request_id
+        )
+        response = await reach_writer(
+            self._writers,
+            lambda stub, budget_s: stub.CreateTable(creation, timeout=budget_s),
+            deadline,
+        )
+        entry = response.entry
+        # The rest is in hand; a caller with little time gets the index as it is now.
+        await self._board.wait_until(
+            lambda routes: (
+                request.name in routes.indexes
+                and routes.indexes[request.name].uid == entry.uid
+                and bool(routes.indexes[request.name].groups)
+            ),
+            deadline.share(0.9),
+        )
+        route = self._board.routes.indexes.get(request.name)
+        if route is not None and route.uid == entry.uid:
+            return CreateIndexResponse(index=self._index(route))
+        return CreateIndexResponse(
+            index=Index(
+                name=entry.name,
+                uid=entry.uid,
+                encoder_model=entry.encoder_model,
+                dimension=entry.dimension,
+                create_time=entry.create_time,
+                state=IndexState.INDEX_STATE_LOADING,
+            )
+        )
+
+    async def ListIndexes(
+        self, request: ListIndexesRequest, context: _Context
+    ) -> ListIndexesResponse:
+        """List a page of indexes: the token is the name of the last one before it."""
+        del context
+        if request.page_size > MAX_PAGE:
+            raise InvalidFieldError("page_size", f"is {request.page_size}; at most {MAX_PAGE}")
+        if request.page_token:
+            check_index_name(request.page_token, "page_token")
+        size = request.page_size or DEFAULT_PAGE
+        routes = self._board.routes
+        names = sorted(name for name in routes.indexes if name > request.page_token)
+        return ListIndexesResponse(
+            indexes=[self._index(routes.indexes[name]) for name in names[:size]],
+            next_page_token=names[size - 1] if len(names) > size else "",
+        )
+
+    async def DescribeIndex(
+        self, request: DescribeIndexRequest, context: _Context
+    ) -> DescribeIndexResponse:
+        """Describe an index and every replica of its shards."""
+        del context
+        route = self._board.routes.index(request.name)
+        states = self._probe.states(route)
+        replicas = [
+            _replica(server, shard, states.get((server, shard)))
+            for group in route.groups
+            for server in group.servers
+            for shard in group.shards
+        ]
+        replicas.sort(key=lambda each: (each.shard, each.shard_server))
+        return DescribeIndexResponse(index=self._index(route), shards=replicas)
+
+    async def DropIndex(self, request: DropIndexRequest, context: _Context) -> DropIndexResponse:
+        """Have the writer drop a table, and wait until nobody serves it."""
+        deadline = Deadline.of(context)
+        response = await reach_writer(
+            self._writers,
+            lambda stub, budget_s: stub.DropTable(
+                DropTableRequest(name=request.name), timeout=budget_s
+            ),
+            deadline,
+        )
+        await self._board.wait_until(
+            lambda routes: all(route.uid != response.uid for route in routes.indexes.values()),
+            deadline.share(0.9),
+        )
+        return DropIndexResponse()
+
+    def _index(self, route: IndexRoute) -> Index:
+        ready: dict[int, ShardState] = {}
+        for (_, shard), state in self._probe.states(route).items():
+            if state.ready and state.table_version >= ready.get(shard, state).table_version:
+                ready[shard] = state
+        state_value = IndexState.INDEX_STATE_READY
+        if not route.groups:
+            state_value = IndexState.INDEX_STATE_LOADING
+        elif len(ready) < route.shard_count:
+            state_value = IndexState.INDEX_STATE_DEGRADED
+        kinds = {state.kind for state in ready.values()}
+        return Index(
+            name=route.name,
+            uid=route.uid,
+            encoder_model=route.encoder_model,
+            dimension=route.dimension,
+            create_time=route.create_time,
+            state=state_value,
+            table_version=min((each.table_version for each in ready.values()), default=0),
+            index_version=route.index_version,
+            # IVF-PQ only once all shards have it.
+            kind=min(kinds, default=SearchKind.SEARCH_KIND_UNSPECIFIED),
+            document_count=sum(each.document_count for each in ready.values()),
+            passage_count=sum(each.passage_count for each in ready.values()),
+            shard_count=route.shard_count,
+        )
+
+
+def _replica(server: str, shard: int, state: ShardState | None) -> ShardReplica:
+    if state is None:
+        return ShardReplica(shard=shard, shard_server=server)
+    return ShardReplica(
+        shard=shard,
+        shard_server=server,
+        table_version=state.table_version,
+        document_count=state.document_count,
+        passage_count=state.passage_count,
+        kind=state.kind,
+        tail_count=state.tail_count,
+        memory_bytes=state.memory_bytes,
+        ready=state.ready,
+    )

@@ -1,0 +1,304 @@
+"""How does a query become an answer?
+
+The only module that awaits the stages: encode, search, merge, fetch, rerank, answer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from shoal.broker.answer import Ranked, Trace, build_response
+from shoal.broker.budget import Budget
+from shoal.broker.cache import Cache, vector_key
+from shoal.broker.config import BrokerSettings
+from shoal.broker.coverage import coverage_of, cut, shards_text
+from shoal.broker.encoding import EncodeStage, QueryVector
+from shoal.broker.fan_out import FanOut, Found, ShardQuery
+from shoal.broker.fetching import FetchStage
+from shoal.broker.merge import Candidates, merge
+from shoal.broker.probe import Probe
+from shoal.broker.reranking import RerankStage
+from shoal.broker.routes import IndexRoute
+from shoal.broker.validation import Query
+from shoal.internal.v1.reranker_pb2 import RerankItem
+from shoal.internal.v1.shard_pb2 import Fill, Passage
+from shoal.rpc.arrays import FLOAT32, pack
+from shoal.rpc.deadline import Deadline
+from shoal.rpc.errors import ServiceError
+from shoal.v1.errors_pb2 import Reason
+from shoal.v1.search_pb2 import CacheState, SearchRequest, SearchResponse, Stage
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The stages of a search."""
+
+    settings: BrokerSettings
+    cache: Cache
+    encoders: EncodeStage
+    shards: FanOut
+    fetcher: FetchStage
+    rerankers: RerankStage
+    probe: Probe
+
+    async def search(
+        self,
+        request: SearchRequest,
+        route: IndexRoute,
+        query: Query,
+        deadline: Deadline,
+        trace: Trace,
+    ) -> SearchResponse:
+        """Answer a query. Raises ServiceError if there is nothing to answer with."""
+        budget = Budget(deadline)
+        vector = await self._encode(request, route, query, budget, trace)
+        found = await self._search(request, route, query, vector, budget, trace)
+        candidates = merge([answer.candidates for answer in found.answers], self._depth(query))
+        passages = await self._fetch(request, route, query, found, candidates, budget, trace)
+        ranked = self._in_dense_order(found, candidates, passages)
+        ranked = await self._rerank(query, ranked, budget, trace)
+        return self._answer(request, route, ranked[: query.top_k], found, trace)
+
+    def _depth(self, query: Query) -> int:
+        """Candidates that are looked at: what is reranked, and no fewer than are wanted."""
+        return max(query.top_k, self._rerank_count(query))
+
+    def _rerank_count(self, query: Query) -> int:
+        return query.rerank_count if self.rerankers.exists else 0
+
+    async def _encode(
+        self,
+        request: SearchRequest,
+        route: IndexRoute,
+        query: Query,
+        budget: Budget,
+        trace: Trace,
+    ) -> bytes:
+        trace.encoder_model = route.encoder_model
+        if query.vector:
+            return query.vector
+        if not route.encoder_model:
+            raise ServiceError(
+                Reason.REASON_MODEL_MISMATCH,
+                f"index {route.name} holds vectors of its callers' own; ask it with a vector",
+            )
+        key = vector_key(route.encoder_model, query.text)
+        if not request.bypass_cache:
+            with _timed(trace, Stage.STAGE_CACHE):
+                stored = await self.cache.get(key)
+            if stored is not None and len(stored) == route.dimension * FLOAT32.itemsize:
+                trace.cache = CacheState.CACHE_STATE_VECTOR_HIT
+                return stored
+        with _timed(trace, Stage.STAGE_ENCODE):
+            vector = await self.encoders.encode(query.text, budget.encode())
+        self._require_model(route, vector)
+        if not request.bypass_cache:
+            self.cache.put(key, vector.values)
+        return vector.values
+
+    def _require_model(self, route: IndexRoute, vector: QueryVector) -> None:
+        if vector.model != route.encoder_model:
+            raise ServiceError(
+                Reason.REASON_MODEL_MISMATCH,
+                f"index {route.name} was encoded by {route.encoder_model}, but the cluster's "
+                f"encoder is {vector.model}: serve the index's model, or make the index anew",
+            )
+
+    async def _search(
+        self,
+        request: SearchRequest,
+        route: IndexRoute,
+        query: Query,
+        vector: bytes,
+        budget: Budget,
+        trace: Trace,
+    ) -> Found:
+        known = self.probe.applied_versions(route)
+        waits = (
+            request.min_table_version
+            if known is None or min(known, default=0) < request.min_table_version
+            else 0
+        )
+        shard_query = ShardQuery(
+            vector, self._depth(query), self._fill(request, route, query), waits
+        )
+        with _timed(trace, Stage.STAGE_SEARCH):
+            found = await self.shards.search(route, shard_query, budget.search())
+        for group, error in found.failures:
+            late = isinstance(error, TimeoutError)
+            reason = Reason.REASON_DEADLINE_SHARE_SPENT if late else Reason.REASON_SHARD_UNAVAILABLE
+            why = "did not answer in time" if late else f"failed: {error}"
+            where = f"{shards_text(group.shards)} on {' and '.join(group.servers)}"
+            trace.cuts.append(cut(Stage.STAGE_SEARCH, reason, f"{where} {why}"))
+        if not found.answers:
+            raise _nobody_answered(found)
+        return found
+
+    def _fill(self, request: SearchRequest, route: IndexRoute, query: Query) -> Fill.ValueType:
+        """What comes along with the candidates: all that is needed, if one server holds them all.
+
+        Then there is one call where there would be two, for text of a few candidates too many.
+        """
+        return self._needed(request, query) if len(route.groups) == 1 else Fill.FILL_UNSPECIFIED
+
+    def _needed(self, request: SearchRequest, query: Query) -> Fill.ValueType:
+        reads_text = not request.omit_text or self._rerank_count(query) > 0
+        return Fill.FILL_TEXT if reads_text else Fill.FILL_REFERENCE
+
+    async def _fetch(
+        self,
+        request: SearchRequest,
+        route: IndexRoute,
+        query: Query,
+        found: Found,
+        candidates: Candidates,
+        budget: Budget,
+        trace: Trace,
+    ) -> Sequence[Passage | None]:
+        if None not in candidates.passages:
+            return candidates.passages
+        with _timed(trace, Stage.STAGE_FETCH):
+            passages = await self.fetcher.fetch(
+                route, candidates, found.answers, self._needed(request, query), budget.fetch()
+            )
+        if budget.deadline.passed or (len(candidates) and not any(passages)):
+            lost = sum(each is None for each in passages)
+            trace.cuts.append(
+                cut(
+                    Stage.STAGE_FETCH,
+                    Reason.REASON_DEADLINE_SHARE_SPENT,
+                    f"{lost} of {len(passages)} passages could not be read in time",
+                )
+            )
+        return passages
+
+    def _in_dense_order(
+        self, found: Found, candidates: Candidates, passages: Sequence[Passage | None]
+    ) -> list[Ranked]:
+        """Leave out what was deleted or replaced since it was found."""
+        rows = zip(
+            passages,
+            candidates.shards.tolist(),
+            candidates.sources.tolist(),
+            candidates.scores.tolist(),
+            strict=True,
+        )
+        return [
+            Ranked(passage, shard, found.answers[source].server, score, score)
+            for passage, shard, source, score in rows
+            if passage is not None
+        ]
+
+    async def _rerank(
+        self, query: Query, ranked: list[Ranked], budget: Budget, trace: Trace
+    ) -> list[Ranked]:
+        wanted = min(self._rerank_count(query), len(ranked))
+        if wanted == 0:
+            return ranked
+        deadline = budget.rerank()
+        count = self.rerankers.cost.affordable(wanted, deadline.budget_s)
+        if count < wanted:
+            trace.cuts.append(
+                cut(
+                    Stage.STAGE_RERANK,
+                    Reason.REASON_DEADLINE_SHARE_SPENT,
+                    f"{count} of {wanted} candidates were reranked in the time left",
+                )
+            )
+        if count == 0:
+            return ranked
+        head, tail = ranked[:count], ranked[count:]
+        item = RerankItem(
+            query=query.text,
+            passages=[_read_as(each.passage) for each in head],
+            dense_scores=pack(_scores(head), FLOAT32),
+        )
+        try:
+            with _timed(trace, Stage.STAGE_RERANK):
+                reranked = await self.rerankers.rerank(item, deadline)
+        except (ServiceError, TimeoutError) as error:
+            trace.cuts.append(
+                cut(
+                    Stage.STAGE_RERANK,
+                    Reason.REASON_RERANKER_UNAVAILABLE,
+                    f"the order is that of the dense scores: {str(error) or 'none answered'}",
+                )
+            )
+            return ranked
+        trace.reranker_model = reranked.model
+        for each, rerank_score, score in zip(
+            head, reranked.rerank_scores.tolist(), reranked.scores.tolist(), strict=True
+        ):
+            each.rerank_score, each.score = rerank_score, score
+        head.sort(key=lambda each: -each.score)
+        # What was not reranked follows in dense order; its score never exceeds what is above it.
+        for each in tail:
+            each.score = min(each.score, head[-1].score)
+        return head + tail
+
+    def _answer(
+        self,
+        request: SearchRequest,
+        route: IndexRoute,
+        ranked: Sequence[Ranked],
+        found: Found,
+        trace: Trace,
+    ) -> SearchResponse:
+        states = [(answer.server, state) for answer in found.answers for state in answer.states]
+        trace.versions = {state.shard: state.table_version for _, state in states if state.ready}
+        for server, state in states:
+            if not state.ready:
+                message = f"shard {state.shard} on {server} is not ready: {state.message}"
+                trace.cuts.append(cut(Stage.STAGE_SEARCH, Reason.REASON_SHARD_UNAVAILABLE, message))
+        coverage = coverage_of(
+            route.shard_count,
+            [state for _, state in states],
+            self.probe.known_counts(route),
+            trace.cuts,
+        )
+        if request.require_complete and not coverage.complete:
+            missing = "; ".join(each.message for each in coverage.cuts)
+            raise ServiceError(
+                Reason.REASON_COVERAGE_INCOMPLETE,
+                f"the answer would be incomplete ({missing}): try again, or take a partial answer",
+            )
+        return build_response(request, route, ranked, states, coverage, trace)
+
+
+def _read_as(passage: Passage) -> str:
+    return f"{passage.title}. {passage.text}" if passage.title else passage.text
+
+
+def _scores(ranked: Sequence[Ranked]) -> NDArray[np.float32]:
+    return np.asarray([each.dense_score for each in ranked], dtype=np.float32)
+
+
+def _nobody_answered(found: Found) -> ServiceError:
+    errors = [error for _, error in found.failures if isinstance(error, ServiceError)]
+    for error in errors:
+        if error.reason in (Reason.REASON_TABLE_VERSION_AHEAD, Reason.REASON_INVALID_FIELD):
+            return error
+    if errors:
+        return ServiceError(
+            Reason.REASON_SHARD_UNAVAILABLE, f"no shard server answered: {errors[0]}. Try again"
+        )
+    if found.failures:
+        return ServiceError(
+            Reason.REASON_DEADLINE_EXCEEDED,
+            "no shard server answered within the deadline: allow more time",
+        )
+    return ServiceError(Reason.REASON_NOT_READY, "the index is being loaded: try again in a moment")
+
+
+@contextmanager
+def _timed(trace: Trace, stage: Stage.ValueType) -> Iterator[None]:
+    started_s = time.monotonic()
+    try:
+        yield
+    finally:
+        trace.timings.append((stage, time.monotonic() - started_s))

@@ -1,0 +1,117 @@
+"""What does each shard server say of its shards, a few times a second?
+
+The answers tell which table version every shard has applied, so that a cached answer is never older
+than a shard; how many passages a shard holds, so that coverage knows what is missing; and whether
+an index can be searched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import grpc
+from shoal.broker.routes import IndexRoute
+from shoal.broker.targets import Target, Targets
+from shoal.internal.v1.shard_pb2 import DescribeShardsRequest, ShardState
+from shoal.internal.v1.shard_pb2_grpc import ShardServiceStub
+
+TIMEOUT_S: Final = 1.0
+# A server that was not heard of for so long is not counted on.
+STALE_S: Final = 1.5
+
+_Key = tuple[str, int, int]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a shard server said last."""
+
+    at_s: float
+    states: Mapping[tuple[_Key, int], ShardState]
+
+
+class Probe:
+    """Keeps the states of all shard servers."""
+
+    def __init__(self, targets: Targets, interval_s: float) -> None:
+        """targets: the shard servers."""
+        self._targets, self._interval_s = targets, interval_s
+        self._reports: dict[str, Report] = {}
+        self._counts: dict[tuple[_Key, int], int] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to ask."""
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """Ask no more."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    def states(self, route: IndexRoute, *, fresh: bool = True) -> dict[tuple[str, int], ShardState]:
+        """States of an index's shards in its serving layout, by server and shard."""
+        now_s = time.monotonic()
+        found = {}
+        for group in route.groups:
+            for server in group.servers:
+                report = self._reports.get(server)
+                if report is None or (fresh and now_s - report.at_s > STALE_S):
+                    continue
+                for shard in group.shards:
+                    state = report.states.get((route.key, shard))
+                    if state is not None:
+                        found[server, shard] = state
+        return found
+
+    def applied_versions(self, route: IndexRoute) -> tuple[int, ...] | None:
+        """The newest table version that each shard has applied; None if one is unknown."""
+        newest: dict[int, int] = {}
+        for (_, shard), state in self.states(route).items():
+            if state.ready:
+                newest[shard] = max(newest.get(shard, 0), state.table_version)
+        if len(newest) < route.shard_count:
+            return None
+        return tuple(newest[shard] for shard in range(route.shard_count))
+
+    def known_counts(self, route: IndexRoute) -> dict[int, int]:
+        """Passages of each shard, as last known, also of servers that are gone."""
+        counts = {shard: self._counts.get((route.key, shard)) for shard in range(route.shard_count)}
+        return {shard: count for shard, count in counts.items() if count is not None}
+
+    async def _run(self) -> None:
+        while True:
+            targets = self._targets.all()
+            await asyncio.gather(*(self._ask(target) for target in targets))
+            known = {target.id for target in targets}
+            self._reports = {id_: each for id_, each in self._reports.items() if id_ in known}
+            await asyncio.sleep(self._interval_s)
+
+    async def _ask(self, target: Target) -> None:
+        asked_s = time.monotonic()
+        try:
+            response = await ShardServiceStub(target.channel).DescribeShards(
+                DescribeShardsRequest(), timeout=TIMEOUT_S
+            )
+        except grpc.aio.AioRpcError:
+            return
+        states = {
+            (
+                (
+                    state.layout.index_uid,
+                    state.layout.index_version,
+                    state.layout.shard_count,
+                ),
+                state.shard,
+            ): state
+            for state in response.shards
+        }
+        self._reports[target.id] = Report(asked_s, states)
+        self._counts |= {key: each.passage_count for key, each in states.items() if each.ready}

@@ -1,0 +1,94 @@
+"""Which of several instances should get the next call?
+
+Of two drawn at random, the one that is likely to answer first (the power of two choices,
+Mitzenmacher 2001): fewer calls under way, times how long they took of late. One that failed rests
+for a moment, longer each time, and is only called while it rests if nobody else is left.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol, TypeVar
+
+FIRST_REST_S: Final = 0.1
+LONGEST_REST_S: Final = 2.0
+# Weight of the newest call in the averages: about the last twenty calls count.
+_SMOOTHING: Final = 0.05
+
+
+@dataclass
+class Health:
+    """What is known of an instance from its calls."""
+
+    in_flight: int = 0
+    latency_s: float = 0.005
+    """Smoothed time of a call."""
+    slow_s: float = 0.02
+    """About the 95th percentile of it."""
+    failures: int = 0
+    rests_until_s: float = 0.0
+
+    def started(self) -> None:
+        """A call was made."""
+        self.in_flight += 1
+
+    def succeeded(self, duration_s: float) -> None:
+        """A call was answered."""
+        self.in_flight -= 1
+        self.failures = 0
+        self.rests_until_s = 0.0
+        self.latency_s += _SMOOTHING * (duration_s - self.latency_s)
+        # A quantile by stochastic approximation: 19 small steps down balance one up.
+        step_s = max(self.latency_s, 0.001) * _SMOOTHING
+        self.slow_s += 0.95 * step_s if duration_s > self.slow_s else -0.05 * step_s
+        self.slow_s = max(self.slow_s, self.latency_s)
+
+    def failed(self, now_s: float) -> None:
+        """A call failed: rest."""
+        self.in_flight -= 1
+        rest_s = min(FIRST_REST_S * 2.0**self.failures, LONGEST_REST_S)
+        self.failures = min(self.failures + 1, 10)
+        self.rests_until_s = now_s + rest_s
+
+    def abandoned(self) -> None:
+        """A call was cancelled by its caller: nobody's fault."""
+        self.in_flight -= 1
+
+    def cost(self) -> float:
+        """How long the next call is likely to take."""
+        return (self.in_flight + 1) * self.latency_s
+
+
+class HasHealth(Protocol):
+    """Something that can be called."""
+
+    @property
+    def health(self) -> Health:
+        """What is known of it."""
+        ...
+
+
+Choice = TypeVar("Choice", bound=HasHealth)
+
+
+class Chooser:
+    """Chooses among instances. Clock and randomness are given, so that it can be simulated."""
+
+    def __init__(self, clock: Callable[[], float], seed: int | None = None) -> None:
+        """clock: monotonic seconds."""
+        self._clock = clock
+        self._random = random.Random(seed)
+
+    def choose(self, among: Sequence[Choice]) -> Choice | None:
+        """Choose one; None of none."""
+        if len(among) <= 1:
+            return among[0] if among else None
+        now_s = self._clock()
+        awake = [each for each in among if each.health.rests_until_s <= now_s]
+        if not awake:
+            return min(among, key=lambda each: each.health.rests_until_s)
+        if len(awake) == 1:
+            return awake[0]
+        return min(self._random.sample(awake, 2), key=lambda each: each.health.cost())

@@ -1,0 +1,178 @@
+"""How are searches served?"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import grpc
+from shoal.broker.answer import Trace, stamp
+from shoal.broker.cache import answer_key
+from shoal.broker.config import BrokerSettings
+from shoal.broker.pipeline import Pipeline
+from shoal.broker.routes import IndexRoute, Routes
+from shoal.broker.single_flight import SingleFlight
+from shoal.broker.validation import MAX_BATCH, Query, check_search
+from shoal.rpc.deadline import Deadline
+from shoal.rpc.errors import InvalidFieldError, ServiceError
+from shoal.v1.errors_pb2 import Reason
+from shoal.v1.search_pb2 import (
+    BatchSearchRequest,
+    BatchSearchResponse,
+    BatchSearchResult,
+    CacheState,
+    SearchError,
+    SearchRequest,
+    SearchResponse,
+    Stage,
+)
+from shoal.v1.search_pb2_grpc import SearchServiceServicer
+from shoal.v1.status import reason_name
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+RETRY_DELAY_S: Final = 0.25
+
+
+class SearchServer(SearchServiceServicer):
+    """SearchService."""
+
+    def __init__(
+        self,
+        settings: BrokerSettings,
+        broker_id: str,
+        routes: Callable[[], Routes],
+        pipeline: Pipeline,
+    ) -> None:
+        """routes: gives the routes that are followed now."""
+        self._settings, self._broker_id = settings, broker_id
+        self._routes, self._pipeline = routes, pipeline
+        self._flights: SingleFlight[tuple[SearchResponse, Trace]] = SingleFlight()
+        self._active = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def Search(self, request: SearchRequest, context: _Context) -> SearchResponse:
+        """Answer one query."""
+        return await self._admitted(request, Deadline.of(context, self._settings.default_budget_s))
+
+    async def BatchSearch(
+        self, request: BatchSearchRequest, context: _Context
+    ) -> BatchSearchResponse:
+        """Answer many queries; each succeeds or fails by itself."""
+        if not 1 <= len(request.searches) <= MAX_BATCH:
+            raise InvalidFieldError(
+                "searches", f"holds {len(request.searches)} searches; give 1 to {MAX_BATCH}"
+            )
+        deadline = Deadline.of(context, self._settings.default_budget_s)
+        results = await asyncio.gather(
+            *(self._one_of_many(search, deadline) for search in request.searches)
+        )
+        return BatchSearchResponse(results=results)
+
+    async def drained(self) -> None:
+        """Wait until no search is under way."""
+        await self._idle.wait()
+
+    async def _one_of_many(self, request: SearchRequest, deadline: Deadline) -> BatchSearchResult:
+        try:
+            return BatchSearchResult(response=await self._admitted(request, deadline))
+        except TimeoutError:
+            failure = ServiceError(Reason.REASON_DEADLINE_EXCEEDED, "the deadline passed").failure
+        except ServiceError as error:
+            failure = error.failure
+        code: int = failure.code.value[0]
+        error_message = SearchError(
+            code=code, reason=reason_name(failure.reason), message=failure.message
+        )
+        return BatchSearchResult(error=error_message)
+
+    async def _admitted(self, request: SearchRequest, deadline: Deadline) -> SearchResponse:
+        """Refuse early what could not be finished in time: a queue would only time out."""
+        if self._active >= self._settings.max_concurrent:
+            raise ServiceError(
+                Reason.REASON_OVERLOADED,
+                f"{self._active} searches are under way here, as many as this broker takes: "
+                f"come back after the retry delay, or add brokers",
+                retry_delay_s=RETRY_DELAY_S,
+            )
+        self._active += 1
+        self._idle.clear()
+        try:
+            return await self._search(request, deadline)
+        finally:
+            self._active -= 1
+            if self._active == 0:
+                self._idle.set()
+
+    async def _search(self, request: SearchRequest, deadline: Deadline) -> SearchResponse:
+        started_s = time.monotonic()
+        routes = self._routes()
+        route = routes.index(request.index)
+        query = check_search(request, route, self._settings)
+        if not route.groups:
+            raise ServiceError(
+                Reason.REASON_NOT_READY,
+                f"index {route.name} is being loaded: try again in a moment",
+            )
+        if request.bypass_cache:
+            response, trace = await self._compute(request, route, query, deadline)
+        else:
+            response, trace = await self._cached(request, route, query, deadline)
+        if request.explain:
+            stamp(
+                response,
+                trace,
+                total_s=time.monotonic() - started_s,
+                epoch=routes.epoch,
+                broker=self._broker_id,
+            )
+        return response
+
+    async def _compute(
+        self, request: SearchRequest, route: IndexRoute, query: Query, deadline: Deadline
+    ) -> tuple[SearchResponse, Trace]:
+        trace = Trace()
+        if not request.bypass_cache and self._pipeline.cache.available:
+            trace.cache = CacheState.CACHE_STATE_MISS
+        return await self._pipeline.search(request, route, query, deadline, trace), trace
+
+    async def _cached(
+        self, request: SearchRequest, route: IndexRoute, query: Query, deadline: Deadline
+    ) -> tuple[SearchResponse, Trace]:
+        """Answer from the cache, or together with an identical search, or compute."""
+        cache, known = self._pipeline.cache, self._pipeline.probe.applied_versions(route)
+        fresh = known is not None and min(known, default=0) >= request.min_table_version
+        if fresh and known is not None and cache.available:
+            started_s = time.monotonic()
+            stored = await cache.get(self._key(request, route, known))
+            if stored is not None:
+                trace = Trace(cache=CacheState.CACHE_STATE_HIT)
+                trace.timings.append((Stage.STAGE_CACHE, time.monotonic() - started_s))
+                return SearchResponse.FromString(stored), trace
+        flight = (request.SerializeToString(deterministic=True), route.key, known)
+        (response, trace), shared = await self._flights.run(
+            flight, lambda: self._compute_and_store(request, route, query, deadline), deadline
+        )
+        if not shared:
+            return response, trace
+        # Others hold the same message: each writes its own timings into a copy.
+        own = SearchResponse()
+        own.CopyFrom(response)
+        return own, Trace(timings=trace.timings, cache=CacheState.CACHE_STATE_SHARED)
+
+    async def _compute_and_store(
+        self, request: SearchRequest, route: IndexRoute, query: Query, deadline: Deadline
+    ) -> tuple[SearchResponse, Trace]:
+        response, trace = await self._compute(request, route, query, deadline)
+        if response.coverage.complete:
+            versions = tuple(trace.versions[shard] for shard in range(route.shard_count))
+            key = self._key(request, route, versions)
+            self._pipeline.cache.put(key, response.SerializeToString())
+        return response, trace
+
+    def _key(self, request: SearchRequest, route: IndexRoute, versions: tuple[int, ...]) -> bytes:
+        models = (route.encoder_model, *self._routes().reranker_models)
+        return answer_key(request, route, versions, models)

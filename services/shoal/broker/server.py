@@ -1,0 +1,120 @@
+"""How are the parts of a broker put together?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import grpc
+from shoal.broker.cache import Cache
+from shoal.broker.cluster_server import ClusterServer
+from shoal.broker.config import BrokerSettings
+from shoal.broker.documents_server import DocumentsServer
+from shoal.broker.encoding import EncodeStage
+from shoal.broker.fan_out import FanOut
+from shoal.broker.fetching import FetchStage
+from shoal.broker.indexes_server import IndexesServer
+from shoal.broker.pipeline import Pipeline
+from shoal.broker.probe import Probe
+from shoal.broker.replicas import Chooser
+from shoal.broker.reranking import RerankStage
+from shoal.broker.routes import Routes, routes_of
+from shoal.broker.search_server import SearchServer
+from shoal.broker.targets import Targets
+from shoal.broker.waiting import RoutesBoard
+from shoal.internal.v1.topology_pb2 import Topology
+from shoal.rpc.topology import TopologyFollower
+from shoal.v1 import (
+    cluster_pb2,
+    cluster_pb2_grpc,
+    documents_pb2,
+    documents_pb2_grpc,
+    indexes_pb2,
+    indexes_pb2_grpc,
+    search_pb2,
+    search_pb2_grpc,
+)
+from shoal.v1.cluster_pb2 import Role
+
+_ROLES = (
+    Role.ROLE_ENCODER,
+    Role.ROLE_SHARD_SERVER,
+    Role.ROLE_RERANKER,
+    Role.ROLE_WRITER,
+    Role.ROLE_CONTROLLER,
+)
+
+
+class BrokerService:
+    """A broker: the public API, over whatever the topology names."""
+
+    def __init__(
+        self, settings: BrokerSettings, instance_id: str = "", *, topology: Topology | None = None
+    ) -> None:
+        """topology: followed from the start, in place of a controller's."""
+        self.follower = TopologyFollower(instance_id, follow=self._follow)
+        self._settings = settings
+        self._first = topology
+        self._board = RoutesBoard()
+
+    def register(self, server: grpc.aio.Server) -> Sequence[str]:
+        """Add the handlers of the public services."""
+        settings, board = self._settings, self._board
+        chooser = Chooser(time.monotonic)
+        self._targets = {role: Targets(chooser) for role in _ROLES}
+        shard_servers = self._targets[Role.ROLE_SHARD_SERVER]
+        writers = self._targets[Role.ROLE_WRITER]
+        self._cache = Cache(settings)
+        self._probe = Probe(shard_servers, settings.probe_interval_s)
+        pipeline = Pipeline(
+            settings=settings,
+            cache=self._cache,
+            encoders=EncodeStage(self._targets[Role.ROLE_ENCODER], settings.coalesce_count),
+            shards=FanOut(shard_servers, settings),
+            fetcher=FetchStage(shard_servers),
+            rerankers=RerankStage(self._targets[Role.ROLE_RERANKER], settings.coalesce_count),
+            probe=self._probe,
+        )
+        self._search = SearchServer(settings, self.follower.instance_id, self._routes, pipeline)
+        search_pb2_grpc.add_SearchServiceServicer_to_server(self._search, server)
+        documents_pb2_grpc.add_DocumentServiceServicer_to_server(
+            DocumentsServer(self._routes, writers, shard_servers), server
+        )
+        indexes_pb2_grpc.add_IndexServiceServicer_to_server(
+            IndexesServer(board, writers, self._probe), server
+        )
+        cluster_pb2_grpc.add_ClusterServiceServicer_to_server(
+            ClusterServer(lambda: self.follower.topology, self._targets[Role.ROLE_CONTROLLER]),
+            server,
+        )
+        return [
+            service.full_name
+            for file in (search_pb2, documents_pb2, indexes_pb2, cluster_pb2)
+            for service in file.DESCRIPTOR.services_by_name.values()
+        ]
+
+    async def start(self) -> None:
+        """Begin to follow."""
+        if self._first is not None:
+            self.follower.accept(self._first)
+        self._probe.start()
+
+    async def drain(self) -> None:
+        """Let the searches under way finish."""
+        await self._search.drained()
+
+    async def stop(self) -> None:
+        """Close all connections."""
+        await self._probe.stop()
+        await self._cache.close()
+        for targets in self._targets.values():
+            await targets.close()
+
+    def _routes(self) -> Routes:
+        return self._board.routes
+
+    def _follow(self, topology: Topology) -> None:
+        routes = routes_of(topology)
+        for role, targets in self._targets.items():
+            targets.follow(routes.of_role(role))
+        self._board.post(routes)

@@ -1,0 +1,150 @@
+"""Which connections does the broker keep, and what does it know of each?
+
+A target is an instance with its channel, health, and whatever calls are gathered for it. Targets
+live on over epochs; one that leaves the topology is closed once its calls have had time to finish.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, TypeVar
+
+import grpc
+from shoal.broker.coalesce import Coalescer
+from shoal.broker.replicas import Chooser, Health
+from shoal.rpc.channels import open_channel
+from shoal.rpc.deadline import Deadline
+from shoal.rpc.errors import ServiceError, service_error_of
+
+Result = TypeVar("Result")
+
+CLOSE_GRACE_S: Final = 10.0
+# Between two rounds over all instances of a role, when all have failed.
+ROUND_S: Final = 0.1
+
+# The instance, or the way to it, is at fault: another one, or the same one later, may do.
+RETRIED: Final = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.DATA_LOSS,
+    }
+)
+
+
+class Target:
+    """An instance that the broker calls."""
+
+    def __init__(self, instance_id: str, address: str) -> None:
+        """Connects on its first call."""
+        self.id, self.address = instance_id, address
+        self.health = Health()
+        self.channel = open_channel(address)
+        self.coalescers: dict[Any, Coalescer[Any, Any]] = {}
+
+    async def call(self, work: Callable[[], Awaitable[Result]]) -> Result:
+        """Make a call and learn from how it went. Raises ServiceError."""
+        started_s = time.monotonic()
+        self.health.started()
+        try:
+            result = await work()
+        except grpc.aio.AioRpcError as error:
+            if error.code() in RETRIED or error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+                self.health.failed(time.monotonic())
+            else:
+                self.health.abandoned()
+            raise service_error_of(error) from error
+        except BaseException:
+            self.health.abandoned()
+            raise
+        self.health.succeeded(time.monotonic() - started_s)
+        return result
+
+
+class Targets:
+    """The instances of one role."""
+
+    def __init__(self, chooser: Chooser) -> None:
+        """Empty until `follow` is called."""
+        self._targets: dict[str, Target] = {}
+        self._chooser = chooser
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def follow(self, addresses: Mapping[str, str]) -> None:
+        """Take over the topology's instances; keep those that stay."""
+        for id_, target in list(self._targets.items()):
+            if addresses.get(id_) != target.address:
+                del self._targets[id_]
+                task = asyncio.create_task(_close_later(target))
+                self._closing.add(task)
+                task.add_done_callback(self._closing.discard)
+        for id_, address in addresses.items():
+            if id_ not in self._targets:
+                self._targets[id_] = Target(id_, address)
+
+    def get(self, instance_id: str) -> Target | None:
+        """Find one."""
+        return self._targets.get(instance_id)
+
+    def all(self) -> list[Target]:
+        """All of them."""
+        return list(self._targets.values())
+
+    def choose(
+        self, ids: Sequence[str] | None = None, without: set[str] | None = None
+    ) -> Target | None:
+        """Choose one among `ids`, or among all, leaving out some; None if none is left."""
+        among = self.all() if ids is None else [self._targets[i] for i in ids if i in self._targets]
+        return self._chooser.choose([each for each in among if each.id not in (without or ())])
+
+    async def first_to_do(
+        self,
+        work: Callable[[Target], Awaitable[Result]],
+        deadline: Deadline,
+        ids: Sequence[str] | None = None,
+    ) -> tuple[Target, Result]:
+        """Have one of the instances do something, and another if that one fails.
+
+        Goes over all of them, again and again, until the deadline: one that was killed is back
+        within seconds. Raises the last ServiceError, or TimeoutError if there was none.
+        """
+        failed: set[str] = set()
+        last: ServiceError | None = None
+        while not deadline.passed:
+            target = self.choose(ids, failed)
+            if target is None:
+                failed.clear()
+                await asyncio.sleep(min(ROUND_S, deadline.budget_s))
+                continue
+            try:
+                return target, await work(target)
+            except ServiceError as error:
+                if error.failure.code not in RETRIED:
+                    raise
+                last = error
+                failed.add(target.id)
+            except TimeoutError:
+                break
+        if last is not None:
+            raise last
+        raise TimeoutError
+
+    async def close(self) -> None:
+        """Close all connections."""
+        for task in self._closing:
+            task.cancel()
+        for target in self._targets.values():
+            await target.channel.close()
+        self._targets.clear()
+
+
+async def _close_later(target: Target) -> None:
+    try:
+        await asyncio.sleep(CLOSE_GRACE_S)
+    finally:
+        await target.channel.close()

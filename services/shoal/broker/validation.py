@@ -1,0 +1,103 @@
+"""Is a request one that can be answered?"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from shoal.broker.config import BrokerSettings
+from shoal.broker.routes import IndexRoute
+from shoal.rpc.arrays import FLOAT32, pack, unit_rows, unpack_vectors
+from shoal.rpc.errors import InvalidFieldError
+from shoal.v1.search_pb2 import SearchRequest
+
+DEFAULT_TOP_K: Final = 10
+MAX_TOP_K: Final = 1_000
+MAX_RERANKED: Final = 200
+MAX_QUERY_BYTES: Final = 32_768
+MAX_BATCH: Final = 256
+MAX_ID_BYTES: Final = 512
+MAX_GET_IDS: Final = 1_000
+MAX_DELETE_IDS: Final = 10_000
+MAX_PAGE: Final = 1_000
+DEFAULT_PAGE: Final = 100
+
+_INDEX_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+
+
+@dataclass(frozen=True)
+class Query:
+    """A valid search request."""
+
+    text: str
+    """Empty if it is a query by vector."""
+    vector: bytes
+    """Little-endian float32, unit length; empty if it is a query by text."""
+    top_k: int
+    rerank_count: int
+    """Candidates to rerank; 0 for none."""
+
+
+def check_search(request: SearchRequest, route: IndexRoute, settings: BrokerSettings) -> Query:
+    """Check a search against its index. Raises InvalidFieldError."""
+    top_k = request.top_k if request.HasField("top_k") else DEFAULT_TOP_K
+    if not 1 <= top_k <= MAX_TOP_K:
+        raise InvalidFieldError("top_k", f"is {top_k}; ask for 1 to {MAX_TOP_K} hits")
+    if request.rerank.candidate_count > MAX_RERANKED:
+        raise InvalidFieldError(
+            "rerank.candidate_count",
+            f"is {request.rerank.candidate_count}; at most {MAX_RERANKED} can be reranked",
+        )
+    text, vector = "", b""
+    match request.WhichOneof("query"):
+        case "text":
+            text = _check_text(request.text)
+        case "vector":
+            vector = _check_vector(request, route)
+        case _:
+            raise InvalidFieldError("query", "is not set: give a text or a vector")
+    rerank_count = 0
+    if text and not request.rerank.disabled:
+        rerank_count = request.rerank.candidate_count or settings.rerank_candidates
+    return Query(text, vector, top_k, rerank_count)
+
+
+def _check_text(text: str) -> str:
+    size = len(text.encode())
+    if size > MAX_QUERY_BYTES:
+        raise InvalidFieldError("text", f"has {size} bytes; a query has at most {MAX_QUERY_BYTES}")
+    if not any(not (char.isspace() or unicodedata.category(char) == "Cc") for char in text):
+        raise InvalidFieldError("text", "is empty, or nothing but white space")
+    return text
+
+
+def _check_vector(request: SearchRequest, route: IndexRoute) -> bytes:
+    rows = unpack_vectors(request.vector, "vector", dimension=route.dimension)
+    if len(rows) != 1:
+        raise InvalidFieldError("vector.count", f"is {len(rows)}; a query is one vector")
+    return pack(unit_rows(rows, "vector"), FLOAT32)
+
+
+def check_index_name(name: str, path: str = "name") -> str:
+    """Check the name of an index that is to be made."""
+    if not _INDEX_NAME.fullmatch(name):
+        raise InvalidFieldError(
+            path,
+            f"{name!r} is no name for an index: a lower-case letter, then up to 62 lower-case "
+            f"letters, digits, - and _",
+        )
+    return name
+
+
+def check_ids(ids: Sequence[str], most: int, path: str = "document_ids") -> None:
+    """Check a list of document ids."""
+    if not 1 <= len(ids) <= most:
+        raise InvalidFieldError(path, f"holds {len(ids)} ids; give 1 to {most:,}")
+    for position, id_ in enumerate(ids):
+        if not 1 <= len(id_.encode()) <= MAX_ID_BYTES:
+            raise InvalidFieldError(
+                f"{path}[{position}]", f"an id has 1 to {MAX_ID_BYTES} bytes of UTF-8"
+            )

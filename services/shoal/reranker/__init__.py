@@ -1,0 +1,1 @@
+"""The reranker: scores of query and passage. Router (`server`), core (`core`), `backend`."""

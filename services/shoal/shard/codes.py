@@ -1,0 +1,260 @@
+"""What do all shards of an index version share, so that their scores compare?
+
+One coarse quantizer, one product quantiser and one wide code, trained once, and the search
+parameters that were measured to reach the recall target. Shards of any number are filled from it.
+How it is trained is in `shoal.shard.codebook`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import os
+import shutil
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from shoal.rpc.errors import ServiceError
+from shoal.shard.kernel import faiss
+from shoal.shard.wide_code import WideCode, WideKind
+from shoal.v1.errors_pb2 import Reason
+
+# Below it, exact search takes less than a millisecond and loses nothing.
+TRAIN_AT_PASSAGES: Final = 20_000
+# FAISS's own least number of sample points for each list of a coarse quantizer.
+POINTS_PER_LIST: Final = 39
+MIN_LIST_COUNT: Final = 16
+MAX_LIST_COUNT: Final = 65_536
+FORMAT: Final = 1
+
+# An index that has grown beyond this should be trained again: its lists have become too long.
+_MAX_GROWTH: Final = 16.0
+_MAX_CANDIDATES: Final = 8_000
+
+_CODEBOOK_FILE: Final = "codebook.npz"
+_MANIFEST_FILE: Final = "manifest.json"
+
+
+class CodebookDamagedError(ServiceError):
+    """A codebook that is missing, or not what was written."""
+
+    def __init__(self, folder: Path, detail: str) -> None:
+        """Detail: what is wrong with it."""
+        super().__init__(
+            Reason.REASON_CHECKSUM_MISMATCH,
+            f"the codebook in {folder} {detail}. Restore the folder from a copy, or train the "
+            "index again; the version that serves now is not touched",
+        )
+
+
+def should_train(
+    row_count: int, dimension: int, threshold_passages: int = TRAIN_AT_PASSAGES
+) -> bool:
+    """Say whether an index is large enough to be searched by codes."""
+    # Fast-scan codes take four numbers to half a byte; narrower vectors have nothing to compress.
+    return row_count >= threshold_passages and dimension >= 8
+
+
+def list_count_for(row_count: int, sample_count: int) -> int:
+    """Choose how many lists: about four times the root of the rows, a power of two."""
+    wanted: int = 2 ** round(math.log2(max(1.0, 4 * math.sqrt(row_count))))
+    while wanted > MIN_LIST_COUNT and wanted * POINTS_PER_LIST > sample_count:
+        wanted //= 2
+    return max(MIN_LIST_COUNT, min(wanted, MAX_LIST_COUNT))
+
+
+def factory_for(dimension: int, list_count: int) -> str:
+    """Name the lists in FAISS's words: four bits for as few numbers as divide the dimension."""
+    width = next(width for width in (4, 3, 2, 1) if dimension % width == 0)
+    return f"IVF{list_count},PQ{dimension // width}x4fsr"
+
+
+class OperatingPoint(BaseModel):
+    """Search parameters that were measured."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    top_k: int = Field(ge=1)
+    """They hold for searches of up to so many."""
+    nprobe: int = Field(ge=1)
+    """Lists that are searched."""
+    refine_factor: int = Field(ge=1)
+    """Candidates that are scored again, for each one wanted."""
+    recall: float
+    """Recall at `top_k` that they reached on held-out vectors, 0 to 1."""
+
+    def candidate_count(self, growth: float = 1.0) -> int:
+        """How many candidates are scored again.
+
+        growth: passages now, to those among which recall was measured. As neighbours lie closer
+        together, a code tells fewer of them apart.
+        """
+        grown = math.ceil(self.top_k * self.refine_factor * min(max(growth, 1.0), _MAX_GROWTH))
+        return max(self.top_k, min(grown, _MAX_CANDIDATES))
+
+
+class Manifest(BaseModel):
+    """What a codebook is, and how it was measured."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int = FORMAT
+    dimension: int
+    """Numbers in a vector."""
+    list_count: int
+    """Lists of the coarse quantizer."""
+    factory: str
+    """The lists, in FAISS's words."""
+    wide: WideKind
+    """The code that candidates are scored again with."""
+    operating_points: tuple[OperatingPoint, ...] = Field(min_length=1)
+    """Ascending by `top_k`."""
+    recall_target: float
+    """What was asked for; the points were chosen with a margin."""
+    passage_count: int
+    """Passages that the index had."""
+    sample_count: int
+    """Passages that recall was measured among."""
+    query_count: int
+    """Held-out vectors that recall was measured with."""
+    seed: int
+    sha256: str
+    """Of the codebook's file."""
+
+    @property
+    def recall_at_10(self) -> float:
+        """Recall at 10 that was measured."""
+        return self.operating_points[0].recall
+
+    def point_for(self, top_k: int) -> OperatingPoint:
+        """Choose the search parameters for so many results."""
+        for point in self.operating_points:
+            if top_k <= point.top_k:
+                return point
+        # Further results lie in further lists: in the same proportion, for want of a measurement.
+        last = self.operating_points[-1]
+        nprobe = min(self.list_count, last.nprobe * -(-top_k // last.top_k))
+        return last.model_copy(update={"nprobe": nprobe, "top_k": top_k})
+
+
+@dataclass(frozen=True)
+class CoarseAssignment:
+    """The lists to look for each query in: the same in every shard."""
+
+    # int64 [n, nprobe]
+    lists: NDArray[np.int64]
+    # float32 [n, nprobe]
+    scores: NDArray[np.float32]
+
+
+class Codebook:
+    """A trained codebook, which every shard of an index version uses."""
+
+    def __init__(self, manifest: Manifest, template: Any, wide: WideCode) -> None:
+        """template: trained FAISS lists without vectors."""
+        self.manifest = manifest
+        self.wide = wide
+        self._template = template
+        self._quantizer = faiss.downcast_index(template.quantizer)
+
+    def assign(self, queries: NDArray[np.float32], nprobe: int) -> CoarseAssignment:
+        """Choose the lists of each query, once for all shards: half of a search's work."""
+        scores, lists = self._quantizer.search(queries, nprobe)
+        return CoarseAssignment(lists, scores)
+
+    def centroids(self) -> NDArray[np.float32]:
+        """The coarse quantizer's vectors: float32 [list_count, dimension]."""
+        centroids: NDArray[np.float32] = self._quantizer.reconstruct_n(0, self._quantizer.ntotal)
+        return centroids
+
+    def new_lists(self) -> Any:
+        """Empty lists to be filled."""
+        return self.copy_of(self._template)
+
+    def copy_of(self, lists: Any) -> Any:
+        """A copy of lists that can be changed without changing them."""
+        return faiss.clone_index(lists)
+
+
+def save_codebook(folder: Path, manifest: Manifest, template: Any, wide: WideCode) -> Manifest:
+    """Write a codebook; it is there as a whole or not at all. Returns its manifest, with checksum.
+
+    A folder that is there already is replaced.
+    """
+    buffer = io.BytesIO()
+    np.savez(buffer, lists=faiss.serialize_index(template), lowest=wide.lowest, step=wide.step)
+    content = buffer.getvalue()
+    manifest = manifest.model_copy(update={"sha256": hashlib.sha256(content).hexdigest()})
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
+    beside.mkdir()
+    try:
+        write_synced(beside / _CODEBOOK_FILE, content)
+        write_synced(beside / _MANIFEST_FILE, manifest.model_dump_json(indent=2).encode())
+        sync_folder(beside)
+        if folder.exists():
+            shutil.rmtree(folder)
+        beside.rename(folder)
+        sync_folder(folder.parent)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return manifest
+
+
+def load_codebook(folder: Path, dimension: int | None = None) -> Codebook:
+    """Read a codebook and check it. Raises CodebookDamagedError.
+
+    dimension: of the index that it is for.
+    """
+    manifest = load_manifest(folder)
+    if dimension is not None and manifest.dimension != dimension:
+        raise CodebookDamagedError(
+            folder, f"is for {manifest.dimension} numbers a vector, but the index has {dimension}"
+        )
+    try:
+        content = (folder / _CODEBOOK_FILE).read_bytes()
+    except OSError as error:
+        raise CodebookDamagedError(folder, f"cannot be read: {error}") from error
+    if hashlib.sha256(content).hexdigest() != manifest.sha256:
+        raise CodebookDamagedError(folder, "does not have the checksum that it was written with")
+    with np.load(io.BytesIO(content)) as stored:
+        template = faiss.deserialize_index(stored["lists"])
+        wide = WideCode(manifest.wide, stored["lowest"], stored["step"])
+    return Codebook(manifest, template, wide)
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Read what a codebook is. Raises CodebookDamagedError."""
+    try:
+        manifest = Manifest.model_validate(json.loads((folder / _MANIFEST_FILE).read_bytes()))
+    except (OSError, ValueError, ValidationError) as error:
+        raise CodebookDamagedError(folder, f"has no manifest that can be read: {error}") from error
+    if manifest.format > FORMAT:
+        raise CodebookDamagedError(
+            folder, f"has format {manifest.format}, and this release reads {FORMAT}"
+        )
+    return manifest
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a file and wait until it is on disk."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until a folder's entries are on disk."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

@@ -1,0 +1,201 @@
+"""How do shards keep up with their table?
+
+One thread for each index looks at the table and hands new rows to all shards of all layouts that
+the server holds; shards that stand at the same place share one reading. It also sees what the
+background has to do. When shards have moved on, those who wait for a version are told.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+from shoal.shard.directory import COLUMNS
+from shoal.shard.held import HeldLayout, HeldShard, IndexPlan, LayoutId
+from shoal.shard.shard import Shard
+from shoal.shard.upkeep import RETRY_S, Upkeep
+from shoal.table import schema
+from shoal.table.cursor import Cursor
+from shoal.table.errors import TableNotFoundError
+from shoal.table.present import latest_mask
+from shoal.table.slots import shard_of, slot_range
+from shoal.table.table import PassageTable
+
+_log = logging.getLogger(__name__)
+
+_COLUMNS: Final = (*COLUMNS, schema.SEQUENCE, schema.SLOT, schema.TOMBSTONE, schema.VECTOR)
+_JOIN_TIMEOUT_S: Final = 10.0
+
+_Member = tuple[HeldLayout, HeldShard, Shard]
+
+
+class IndexFollower:
+    """Follows one table for all shards of its index on this server."""
+
+    def __init__(
+        self,
+        plan: IndexPlan,
+        *,
+        upkeep: Upkeep,
+        background: Executor,
+        interval_s: float,
+        on_progress: Callable[[], None],
+    ) -> None:
+        """Start following. on_progress: called in the follower's thread after each step."""
+        self.table_uri = plan.table_uri
+        self.dimension = plan.dimension
+        self.layouts: dict[LayoutId, HeldLayout] = {}
+        # Opened by the follower's thread; reading from it is safe in any.
+        self.table: PassageTable | None = None
+        self._upkeep, self._background = upkeep, background
+        self._interval_s, self._on_progress = interval_s, on_progress
+        self._stopping = False
+        self._poked = threading.Event()
+        self.follow(plan)
+        self._thread = threading.Thread(
+            target=self._run, name=f"follow-{next(iter(plan.layouts)).index_uid}", daemon=True
+        )
+        self._thread.start()
+
+    @property
+    def table_version(self) -> int:
+        """The latest version of the table that was seen."""
+        return 0 if self.table is None else self.table.version
+
+    def follow(self, plan: IndexPlan) -> None:
+        """Hold what the plan says; what is new is loaded, what is not in it is let go."""
+        layouts = {}
+        for key, wanted in plan.layouts.items():
+            before = self.layouts.get(key)
+            held = before or HeldLayout(key, wanted.codebook_uri, plan.dimension)
+            held.shards = {
+                number: held.shards.get(number) or HeldShard(number)
+                for number in sorted(wanted.shards)
+            }
+            layouts[key] = held
+        dropped = [layout for key, layout in self.layouts.items() if key not in layouts]
+        self.layouts = layouts
+        for layout in dropped:
+            if (folder := self._upkeep.snapshots(layout)) is not None:
+                self._background.submit(folder.drop)
+        self.poke()
+
+    def poke(self) -> None:
+        """Look at the table now."""
+        self._poked.set()
+
+    def close(self) -> None:
+        """Stop following. Blocks until the step under way is done."""
+        self._stopping = True
+        self.poke()
+        self._thread.join(_JOIN_TIMEOUT_S)
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._poked.clear()
+            try:
+                if self.table is None:
+                    self.table = PassageTable.open(self.table_uri)
+                self._step(self.table)
+            except Exception as error:  # noqa: BLE001  # a follower never ends by itself
+                known = isinstance(error, TableNotFoundError)
+                _log.warning("cannot follow %s: %s", self.table_uri, error, exc_info=not known)
+                self._poked.wait(RETRY_S)
+            if self._stopping:
+                return
+            self._schedule()
+            self._on_progress()
+            self._poked.wait(self._interval_s)
+
+    def _step(self, table: PassageTable) -> None:
+        """Bring every loaded shard to the table's latest version."""
+        table.refresh()
+        groups: dict[Cursor, list[_Member]] = {}
+        for layout, held in self._held():
+            if (shard := held.shard) is not None:
+                groups.setdefault(shard.view.cursor, []).append((layout, held, shard))
+        for cursor, members in groups.items():
+            if cursor.version == table.version:
+                _mark_ready(members)
+                continue
+            rows, reached = _changes(table, cursor, members)
+            for layout, held, shard in members:
+                self._apply(layout, held, shard, rows, reached)
+            _mark_ready(members)
+
+    def _apply(
+        self,
+        layout: HeldLayout,
+        held: HeldShard,
+        shard: Shard,
+        rows: pa.Table | None,
+        reached: Cursor,
+    ) -> None:
+        try:
+            if rows is not None:
+                slots = rows.column(schema.SLOT).to_numpy()
+                mine = shard_of(slots, layout.id.shard_count) == held.number
+                rows = rows if mine.all() else rows.filter(pa.array(mine))
+            shard.apply(rows, reached)
+        except Exception as error:  # noqa: BLE001  # the other shards go on
+            _log.exception("cannot follow with %s, shard %d", layout.id, held.number)
+            held.fail(f"it cannot follow the table: {error}", self._upkeep.clock() + RETRY_S)
+
+    def _held(self) -> Iterator[tuple[HeldLayout, HeldShard]]:
+        for layout in self.layouts.values():
+            for held in layout.shards.values():
+                yield layout, held
+
+    def _schedule(self) -> None:
+        """Give the background what it has to do; each shard has one thing done at a time."""
+        now_s = self._upkeep.clock()
+        for layout in self.layouts.values():
+            idle = [held for held in layout.shards.values() if not held.busy]
+            missing = [held for held in idle if held.shard is None and held.retry_s <= now_s]
+            if missing:
+                for held in missing:
+                    held.busy = True
+                self._background.submit(self._load, layout, missing)
+            for held in idle:
+                if held.shard is None:
+                    continue
+                if held.shard.fold_due:
+                    held.busy = True
+                    self._background.submit(self._upkeep.fold, layout, held)
+                elif self._upkeep.save_due(held):
+                    held.busy = True
+                    self._background.submit(self._upkeep.save, layout, held)
+
+    def _load(self, layout: HeldLayout, missing: Sequence[HeldShard]) -> None:
+        # It may have waited in the queue for so long that it is not wanted any more.
+        if not self._stopping and self.layouts.get(layout.id) is layout:
+            self._upkeep.load(layout, self.table_uri, missing)
+            self.poke()
+
+
+def _mark_ready(members: Sequence[_Member]) -> None:
+    for _, held, shard in members:
+        if held.shard is shard:
+            held.ready = True
+
+
+def _changes(
+    table: PassageTable, cursor: Cursor, members: Sequence[_Member]
+) -> tuple[pa.Table | None, Cursor]:
+    """Read what came since the cursor: of each document, the rows of its highest sequence."""
+    bounds = [slot_range(held.number, layout.id.shard_count) for layout, held, _ in members]
+    slots = (min(first for first, _ in bounds), max(end for _, end in bounds))
+    batches, reached = table.changes(cursor, _COLUMNS, slots=slots)
+    held_batches = list(batches)
+    if not held_batches:
+        return None, reached
+    rows = pa.Table.from_batches(held_batches)
+    latest = latest_mask(rows.column(schema.DOCUMENT_ID), rows.column(schema.SEQUENCE).to_numpy())
+    # By row id: one tail, whatever order the rows were read in.
+    order = np.argsort(rows.column(schema.ROW_ID).to_numpy()[latest])
+    return rows.filter(pa.array(latest)).take(pa.array(order)), reached

@@ -1,0 +1,108 @@
+"""How are inverted lists searched on a GPU?
+
+The CPU's four-bit codes and their kernels do not exist there. A GPU has memory and bandwidth
+instead: the same lists hold the vectors as fp16, and the same `nprobe` is searched, so that recall
+is no lower than the one that was measured. The CPU keeps the narrow codes (folds work on them) and
+the wide ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from shoal.shard.codes import CoarseAssignment, Codebook
+from shoal.shard.kernel import faiss
+from shoal.shard.merge import MISSING_SCORE
+from shoal.shard.segment import Found, IvfPqSegment
+from shoal.shard.shard import Main
+from shoal.shard.tombstones import Live
+
+_ADD_ROWS: Final = 65_536
+# FAISS's own limit of results from a GPU.
+_MAX_RESULTS: Final = 2048
+
+
+class NoGpuError(ValueError):
+    """There is no GPU, or FAISS was built without."""
+
+
+class GpuLists:
+    """A segment's inverted lists on a GPU."""
+
+    def __init__(self, codebook: Codebook, wide: NDArray[Any]) -> None:
+        """Wide: codes of all vectors, by position. Raises NoGpuError."""
+        check_gpu()
+        manifest = codebook.manifest
+        self._resources = faiss.StandardGpuResources()
+        options = faiss.GpuIndexIVFScalarQuantizerConfig()
+        self._index = faiss.GpuIndexIVFScalarQuantizer(
+            self._resources,
+            manifest.dimension,
+            manifest.list_count,
+            faiss.ScalarQuantizer.QT_fp16,
+            faiss.METRIC_INNER_PRODUCT,
+            False,
+            options,
+        )
+        # The quantizer is given, so that training has nothing to do but to note that it is there.
+        self._quantizer = faiss.IndexFlatIP(manifest.dimension)
+        self._quantizer.add(codebook.centroids())
+        template = faiss.IndexIVFScalarQuantizer(
+            self._quantizer,
+            manifest.dimension,
+            manifest.list_count,
+            faiss.ScalarQuantizer.QT_fp16,
+            faiss.METRIC_INNER_PRODUCT,
+            False,
+        )
+        template.is_trained = True
+        self._index.copyFrom(template)
+        for first in range(0, len(wide), _ADD_ROWS):
+            self._index.add(codebook.wide.decode(wide[first : first + _ADD_ROWS]))
+
+    def candidates(
+        self, queries: NDArray[np.float32], assignment: CoarseAssignment, count: int, live: Live
+    ) -> Found:
+        """Find candidates of each query. FAISS's GPU indexes know no bitmaps: the dead are dropped
+        afterwards, so more are asked for while too few are left.
+        """  # noqa: D205
+        nprobe = assignment.lists.shape[1]
+        asked = min(_MAX_RESULTS, count + min(count, live.dead_count))
+        while True:
+            scores, positions = self._index.search(
+                queries, asked, params=faiss.SearchParametersIVF(nprobe=nprobe)
+            )
+            flat = positions.reshape(-1)
+            gone = flat < 0
+            exhausted = gone.reshape(positions.shape).any(axis=1)
+            gone[~gone] = ~live.contains(flat[~gone])
+            gone = gone.reshape(positions.shape)
+            enough = ((~gone).sum(axis=1) >= count) | exhausted
+            if enough.all() or asked == _MAX_RESULTS:
+                scores[gone], positions[gone] = MISSING_SCORE, -1
+                return scores, positions
+            asked = min(_MAX_RESULTS, 2 * asked)
+
+
+def placed(main: Main) -> Main:
+    """The same main segment with its lists on the GPU. Raises NoGpuError."""
+    segment = main.segment
+    if not isinstance(segment, IvfPqSegment):
+        return main
+    return replace(main, segment=replace(segment, gpu=GpuLists(segment.codebook, segment.wide)))
+
+
+def check_gpu() -> None:
+    """Raise NoGpuError if there is no GPU to search on."""
+    if not hasattr(faiss, "StandardGpuResources"):
+        raise NoGpuError(
+            "device is cuda, but this FAISS has no GPU support: install the extra `gpu` instead of "
+            "`cpu`, or set device to cpu"
+        )
+    if faiss.get_num_gpus() == 0:
+        raise NoGpuError(
+            "device is cuda, but FAISS finds no GPU: check the driver and the container"
+        )

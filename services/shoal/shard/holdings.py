@@ -1,0 +1,132 @@
+"""Which shards does this server hold, by the topology?"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from shoal.internal.v1.shard_pb2 import ShardState
+from shoal.internal.v1.topology_pb2 import IndexPlacement, Topology
+from shoal.rpc.topology import RefusedTopologyError
+from shoal.shard.config import ShardSettings
+from shoal.shard.follow import IndexFollower
+from shoal.shard.held import HeldLayout, IndexPlan, LayoutId, LayoutPlan
+from shoal.shard.upkeep import Upkeep
+from shoal.table.slots import SLOT_COUNT
+
+_log = logging.getLogger(__name__)
+
+
+def plan_for(topology: Topology, instance_id: str) -> dict[str, IndexPlan]:
+    """Read what an instance should hold, by the uid of the index: what serves and what prepares.
+
+    instance_id: an empty one holds everything. Raises RefusedTopologyError.
+    """
+    plans = {}
+    for index in topology.indexes:
+        layouts = dict(_layouts(index, instance_id))
+        if layouts:
+            if index.dimension == 0:
+                raise RefusedTopologyError(f"index {index.name} has no dimension")
+            plans[index.uid] = IndexPlan(index.table_uri, index.dimension, layouts)
+    return plans
+
+
+def _layouts(index: IndexPlacement, instance_id: str) -> Iterator[tuple[LayoutId, LayoutPlan]]:
+    for layout in (index.serving, index.preparing):
+        shards = frozenset(
+            shard
+            for placement in layout.placements
+            if instance_id in ("", placement.shard_server)
+            for shard in placement.shards
+        )
+        if not shards:
+            continue
+        if not max(shards) < layout.shard_count <= SLOT_COUNT:
+            raise RefusedTopologyError(
+                f"index {index.name} has {layout.shard_count} shards, but shard {max(shards)} is "
+                f"placed; there may be {SLOT_COUNT}"
+            )
+        key = LayoutId(index.uid, layout.index_version, layout.shard_count)
+        yield key, LayoutPlan(layout.codebook_uri, shards)
+
+
+class Holdings:
+    """All shards of this server, and the threads that look after them."""
+
+    def __init__(
+        self, settings: ShardSettings, instance_id: str, on_progress: Callable[[], None]
+    ) -> None:
+        """on_progress: called, in any thread, when shards have moved on."""
+        self._settings, self._instance_id = settings, instance_id
+        self._on_progress = on_progress
+        self._upkeep = Upkeep(settings)
+        self._background = ThreadPoolExecutor(settings.background_threads, "shard-upkeep")
+        self._closing = ThreadPoolExecutor(1, "shard-close")
+        self._indexes: dict[str, IndexFollower] = {}
+        self._swept = False
+
+    def follow(self, topology: Topology) -> None:
+        """Hold what a topology says. Returns at once. Raises RefusedTopologyError."""
+        plans = plan_for(topology, self._instance_id)
+        for uid in self._indexes.keys() - plans.keys():
+            self._closing.submit(self._retire, self._indexes.pop(uid))
+        for uid, plan in plans.items():
+            if uid in self._indexes:
+                self._indexes[uid].follow(plan)
+            else:
+                self._indexes[uid] = IndexFollower(
+                    plan,
+                    upkeep=self._upkeep,
+                    background=self._background,
+                    interval_s=self._settings.follow_interval_s,
+                    on_progress=self._on_progress,
+                )
+        if not self._swept and self._settings.snapshot_dir is not None:
+            self._swept = True
+            self._background.submit(_sweep, self._settings.snapshot_dir, set(plans))
+
+    def find(self, key: LayoutId) -> tuple[IndexFollower, HeldLayout] | None:
+        """A layout that is held."""
+        follower = self._indexes.get(key.index_uid)
+        layout = None if follower is None else follower.layouts.get(key)
+        return None if follower is None or layout is None else (follower, layout)
+
+    def states(self) -> list[ShardState]:
+        """States of all shards. Cheap."""
+        return [
+            state
+            for follower in self._indexes.values()
+            for layout in follower.layouts.values()
+            for state in layout.states()
+        ]
+
+    def close(self) -> None:
+        """End all threads. Blocks until what they are at is done."""
+        self._close(self._indexes.values())
+        self._indexes = {}
+        self._background.shutdown(cancel_futures=True)
+        self._closing.shutdown()
+
+    def _close(self, followers: Iterable[IndexFollower]) -> None:
+        for follower in list(followers):
+            follower.close()
+
+    def _retire(self, follower: IndexFollower) -> None:
+        """Let go of an index that is no longer held, and of its snapshots."""
+        follower.close()
+        for layout in follower.layouts.values():
+            if (folder := self._upkeep.snapshots(layout)) is not None:
+                folder.drop()
+
+
+def _sweep(root: Path, held_uids: set[str]) -> None:
+    """Remove snapshots of indexes that were dropped while this server was away."""
+    if root.is_dir():
+        for folder in root.iterdir():
+            if folder.is_dir() and folder.name not in held_uids:
+                _log.info("removing the snapshots of index %s, which is not held", folder.name)
+                shutil.rmtree(folder, ignore_errors=True)

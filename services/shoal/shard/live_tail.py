@@ -1,0 +1,53 @@
+"""Where are the passages that came after the main segment was made?
+
+In a growable array beside a growable directory, searched exactly, until a fold takes them into the
+main segment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from shoal.shard.directory import Records, TailDirectory, grown
+from shoal.shard.segment import Found, search_exact
+from shoal.shard.tombstones import Live
+
+
+class LiveTail:
+    """Passages in the order of their arrival.
+
+    One thread appends; others search the first `live.count`, which an append does not touch.
+    """
+
+    def __init__(self, dimension: int) -> None:
+        """Start empty."""
+        self.directory = TailDirectory()
+        self._vectors = np.empty((0, dimension), dtype=np.float32)
+
+    @property
+    def count(self) -> int:
+        """Passages, dead ones included."""
+        return len(self.directory.ids)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes that it takes."""
+        return self._vectors.nbytes + self.directory.memory_bytes
+
+    def vectors(self, count: int) -> NDArray[np.float32]:
+        """The first `count` vectors; they do not change."""
+        return self._vectors[:count]
+
+    def append(self, vectors: NDArray[np.float32], records: Records, ids: Sequence[str]) -> None:
+        """Add passages at the end."""
+        assert len(vectors) == len(records) == len(ids)
+        count = self.count
+        self._vectors = grown(self._vectors, count, len(vectors))
+        self._vectors[count : count + len(vectors)] = vectors
+        self.directory.append(records, ids)
+
+    def search(self, queries: NDArray[np.float32], k: int, live: Live) -> Found:
+        """Find the best k of each query among the first `live.count`."""
+        return search_exact(self._vectors[: live.count], queries, k, live)

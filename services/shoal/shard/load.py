@@ -1,0 +1,96 @@
+"""How is a shard made from the table?
+
+In two readings of one version: the directory's columns, which say which rows are present; then the
+vectors, which go into the segment as they come. So no more than one batch of vectors is in memory
+beside the segments, and all shards of a layout are made in one go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from shoal.shard.codes import Codebook
+from shoal.shard.directory import COLUMNS, Directory, Positions, find_rows, hash_ids, records_of
+from shoal.shard.segment import Segment, SegmentBuilder
+from shoal.shard.shard import Main
+from shoal.table import schema
+from shoal.table.cursor import EMPTY_CURSOR
+from shoal.table.present import present_rows
+from shoal.table.slots import shard_of, slot_range
+from shoal.table.table import PassageTable, vectors_of
+
+
+@dataclass
+class _Part:
+    """A shard that is being made."""
+
+    rows: pa.Table
+    builder: SegmentBuilder
+    # Sorted, to find a row's place in `rows` by.
+    row_ids: NDArray[np.uint64]
+    order: NDArray[np.uint32]
+    # Places in `rows`, in the order in which their vectors came.
+    arrived: list[Positions] = field(default_factory=list)
+
+
+def build_shards(
+    table: PassageTable, codebook: Codebook | None, shards: Sequence[int], shard_count: int
+) -> dict[int, Main]:
+    """Make the main segments of some shards from the table's present version.
+
+    Raises TableNotFoundError if that version was cleaned meanwhile: refresh and repeat.
+    """
+    bounds = [slot_range(shard, shard_count) for shard in shards]
+    slots = (min(first for first, _ in bounds), max(end for _, end in bounds))
+    columns = (*COLUMNS, schema.SEQUENCE, schema.SLOT, schema.TOMBSTONE)
+    batches, cursor = table.changes(EMPTY_CURSOR, columns, slots=slots)
+    parts = _divide(present_rows(batches), codebook, table.dimension, shards, shard_count)
+    for batch in table.scan((), slots=slots, with_vectors=True):
+        for part in parts.values():
+            _take_vectors(part, batch, table.dimension)
+    return {shard: Main(*_finish(part), cursor) for shard, part in parts.items()}
+
+
+def _divide(
+    present: pa.Table | None,
+    codebook: Codebook | None,
+    dimension: int,
+    shards: Sequence[int],
+    shard_count: int,
+) -> dict[int, _Part]:
+    parts = {}
+    for shard in shards:
+        rows = _no_rows() if present is None else present
+        slots = rows.column(schema.SLOT).to_numpy()
+        rows = rows.filter(pa.array(shard_of(slots, shard_count) == shard))
+        row_ids = rows.column(schema.ROW_ID).to_numpy()
+        builder = SegmentBuilder(codebook, dimension, rows.num_rows)
+        parts[shard] = _Part(rows, builder, row_ids, np.argsort(row_ids).astype(np.uint32))
+    return parts
+
+
+def _no_rows() -> pa.Table:
+    layout = schema.table_schema(1)
+    fields = [layout.field(name) for name in (*COLUMNS, schema.SLOT)]
+    return pa.schema([*fields, pa.field(schema.ROW_ID, pa.uint64())]).empty_table()
+
+
+def _take_vectors(part: _Part, batch: pa.RecordBatch, dimension: int) -> None:
+    places = find_rows(part.row_ids, batch.column(schema.ROW_ID).to_numpy(), part.order)
+    wanted = places >= 0
+    if wanted.any():
+        vectors = batch.column(schema.VECTOR).filter(pa.array(wanted))
+        part.builder.add(vectors_of(vectors, dimension))
+        part.arrived.append(places[wanted])
+
+
+def _finish(part: _Part) -> tuple[Segment, Directory]:
+    arrived = np.concatenate([np.empty(0, dtype=np.int64), *part.arrived])
+    rows = part.rows.take(pa.array(arrived))
+    ids = rows.column(schema.DOCUMENT_ID).cast(pa.large_string()).combine_chunks()
+    directory = Directory(records_of(rows), ids, hash_ids(ids.to_pylist()))
+    return part.builder.finish(), directory

@@ -1,0 +1,248 @@
+"""What does a shard hold, and how does it change while searches run?
+
+    rows of the table ──apply──> live tail ──fold──> main segment ──save──> snapshot
+                          │                  │
+                          └── supersede ─────┴──> dead positions, left out of searches
+
+A search takes a `View`, which is one state of the shard and never changes. Rows are applied by one
+thread; a fold builds the next main segment beside the present one, in another, and swaps.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from shoal.shard.directory import (
+    Directory,
+    Positions,
+    TailDirectory,
+    hash_ids,
+    records_of,
+)
+from shoal.shard.live_tail import LiveTail
+from shoal.shard.segment import Segment
+from shoal.shard.tombstones import Live
+from shoal.table import schema
+from shoal.table.cursor import Cursor
+from shoal.table.table import vectors_of
+from shoal.v1.search_pb2 import SearchKind
+
+# A fold copies the main segment: it waits for a tail of this part of it. Exact segments are as
+# quick to search in the tail as in the main segment.
+_FOLD_PART: Final = {
+    SearchKind.SEARCH_KIND_EXACT: 4,
+    SearchKind.SEARCH_KIND_IVF_PQ: 64,
+}
+# Dead passages cost memory, and time in every search.
+_MAX_DEAD_PART: Final = 5
+
+
+@dataclass(frozen=True)
+class Main:
+    """A main segment and what is known of its passages. Never changes."""
+
+    segment: Segment
+    directory: Directory
+    # Everything up to it is in here.
+    cursor: Cursor
+
+
+@dataclass(frozen=True)
+class View:
+    """One state of a shard."""
+
+    main: Main
+    main_live: Live
+    tail: LiveTail
+    # Its count is the part of the tail that belongs to this state.
+    tail_live: Live
+    cursor: Cursor
+    document_count: int
+
+    @property
+    def passage_count(self) -> int:
+        """Passages that can be found."""
+        return self.main_live.live_count + self.tail_live.live_count
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of vectors, codes and directory."""
+        main = self.main.segment.memory_bytes + self.main.directory.memory_bytes
+        return main + self.tail.memory_bytes
+
+    def find_documents(
+        self, document_ids: Sequence[str]
+    ) -> Iterator[tuple[str, Directory | TailDirectory, Positions]]:
+        """Find the live passages of documents: at most one item for each document."""
+        main, tail = self.main.directory, self.tail.directory
+        for at, positions in main.documents(document_ids, hash_ids(document_ids)):
+            live = positions[self.main_live.contains(positions)]
+            if len(live):
+                yield document_ids[at], main, live
+        for at, positions in tail.documents(document_ids):
+            known = positions[positions < self.tail_live.count]
+            live = known[self.tail_live.contains(known)]
+            if len(live):
+                yield document_ids[at], tail, live
+
+    def find_rows(
+        self, row_ids: NDArray[np.uint64]
+    ) -> Iterator[tuple[NDArray[np.int64], Directory | TailDirectory, Positions]]:
+        """Find live passages by row id: indexes into `row_ids`, and their positions."""
+        main, tail = self.main.directory, self.tail.directory
+        found = main.find_rows(row_ids)
+        yield from _live_rows(main, found, self.main_live)
+        if self.tail_live.count:
+            yield from _live_rows(
+                tail, tail.find_rows(row_ids, self.tail_live.count), self.tail_live
+            )
+
+
+def _live_rows(
+    directory: Directory | TailDirectory, found: Positions, live: Live
+) -> Iterator[tuple[NDArray[np.int64], Directory | TailDirectory, Positions]]:
+    indexes = np.flatnonzero(found >= 0)
+    indexes = indexes[live.contains(found[indexes])]
+    if len(indexes):
+        yield indexes, directory, found[indexes]
+
+
+class Shard:
+    """A shard that can be searched."""
+
+    def __init__(self, main: Main, dimension: int, fold_at_passages: int) -> None:
+        """Start with a main segment whose passages are all live."""
+        self._dimension = dimension
+        self._fold_at_passages = fold_at_passages
+        # Held while the view is replaced: by the thread that applies, and by a fold's last step.
+        self._lock = threading.Lock()
+        self.view = View(
+            main=main,
+            main_live=Live(main.segment.count),
+            tail=LiveTail(dimension),
+            tail_live=Live(0),
+            cursor=main.cursor,
+            document_count=main.directory.document_count(),
+        )
+
+    @property
+    def fold_due(self) -> bool:
+        """True if the tail, or the dead, are many enough for a fold to be worth its cost."""
+        view = self.view
+        segment = view.main.segment
+        longest = max(self._fold_at_passages, segment.count // _FOLD_PART[segment.kind])
+        dead = view.main_live.dead_count
+        return view.tail_live.count >= longest or (
+            dead >= self._fold_at_passages and dead * _MAX_DEAD_PART >= segment.count
+        )
+
+    def apply(self, rows: pa.Table | None, cursor: Cursor) -> None:
+        """Take the rows that lie between the view's cursor and this one.
+
+        rows: of each document only its highest sequence; of this shard's slots only.
+        """
+        with self._lock:
+            view = self.view
+            if rows is None or rows.num_rows == 0:
+                self.view = replace(view, cursor=cursor)
+                return
+            changed_ids = rows.column(schema.DOCUMENT_ID).unique().to_pylist()
+            killed_main: list[Positions] = []
+            killed_tail: list[Positions] = []
+            removed: set[str] = set()
+            for document_id, directory, positions in view.find_documents(changed_ids):
+                (killed_main if directory is view.main.directory else killed_tail).append(positions)
+                removed.add(document_id)
+            written = rows.filter(pa.array(~_tombstones(rows)))
+            added_count = self._append(view.tail, written)
+            self.view = replace(
+                view,
+                main_live=view.main_live.changed(view.main_live.count, _joined(killed_main)),
+                tail_live=view.tail_live.changed(view.tail.count, _joined(killed_tail)),
+                cursor=cursor,
+                document_count=view.document_count - len(removed) + added_count,
+            )
+
+    def _append(self, tail: LiveTail, rows: pa.Table) -> int:
+        """Add rows to the tail, and return how many documents they are."""
+        ids = rows.column(schema.DOCUMENT_ID)
+        vectors = vectors_of(rows.column(schema.VECTOR), self._dimension)
+        tail.append(vectors, records_of(rows), ids.to_pylist())
+        return len(ids.unique())
+
+    def fold(self, place: Callable[[Main], Main] = lambda main: main) -> Main:
+        """Make a main segment of all that is live, and put it in the place of the present one.
+
+        Searches and `apply` go on meanwhile; one fold of a shard at a time. Takes the memory of a
+        second main segment until the last search in the old one has ended.
+        place: puts the new one where it is searched.
+        """
+        before = self.view
+        tail_kept = np.flatnonzero(before.tail_live.mask())
+        added = before.tail.vectors(before.tail_live.count)[tail_kept]
+        folded = Main(
+            before.main.segment.folded(before.main_live, added),
+            _folded_directory(before, tail_kept),
+            before.cursor,
+        )
+        main = place(folded)
+        with self._lock:
+            self.view = self._after_fold(before, main, tail_kept)
+        return main
+
+    def _after_fold(self, before: View, main: Main, tail_kept: Positions) -> View:
+        """Carry over what changed since `before`: further dead, and a further tail."""
+        now = self.view
+        assert now.main is before.main
+        was_live = np.concatenate(
+            [
+                now.main_live.mask()[before.main_live.mask()],
+                now.tail_live.mask()[: before.tail_live.count][tail_kept],
+            ]
+        )
+        main_live = Live(main.segment.count).changed(main.segment.count, np.flatnonzero(~was_live))
+        first, end = before.tail_live.count, now.tail_live.count
+        tail = LiveTail(self._dimension)
+        directory = now.tail.directory
+        tail.append(
+            now.tail.vectors(end)[first:], directory.records[first:end], directory.ids[first:end]
+        )
+        dead = np.flatnonzero(~now.tail_live.mask()[first:])
+        return replace(
+            now,
+            main=main,
+            main_live=main_live,
+            tail=tail,
+            tail_live=Live(0).changed(end - first, dead),
+        )
+
+
+def _folded_directory(before: View, tail_kept: Positions) -> Directory:
+    main, tail = before.main.directory, before.tail.directory
+    kept = before.main_live.mask()
+    tail_ids = tail.ids_at(tail_kept)
+    ids = pa.chunked_array(
+        [main.ids.filter(pa.array(kept)), pa.array(tail_ids, pa.large_string())],
+        type=pa.large_string(),
+    )
+    return Directory(
+        np.concatenate([main.records[kept], tail.records[tail_kept]]),
+        ids.combine_chunks(),
+        np.concatenate([main.hashes()[kept], hash_ids(tail_ids)]),
+    )
+
+
+def _tombstones(rows: pa.Table) -> NDArray[np.bool_]:
+    flags: NDArray[np.bool_] = rows.column(schema.TOMBSTONE).to_numpy()
+    return flags
+
+
+def _joined(parts: Iterable[Positions]) -> Positions:
+    held = list(parts)
+    return np.concatenate(held) if held else np.empty(0, dtype=np.int64)

@@ -1,0 +1,83 @@
+"""What are the columns of a table of passages?
+
+The table is a log, one row a passage: nothing in it is ever changed, only appended. A document's
+present state is the rows of its highest sequence; if that row is a tombstone, it is deleted.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import pyarrow as pa
+
+# Rises when a column changes its meaning; tables of a newer version are refused.
+SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION_KEY: Final = b"shoal.schema_version"
+
+# Rises with every operation on a document. All rows of one operation share it.
+SEQUENCE: Final = "sequence"
+DOCUMENT_ID: Final = "document_id"
+# Position of the passage in its document, from 0.
+ORDINAL: Final = "ordinal"
+SLOT: Final = "slot"
+# True in the one row that a deletion appends; such a row has no vector, text, hash or span.
+TOMBSTONE: Final = "tombstone"
+TITLE: Final = "title"
+# The document's text[span_start:span_end]. The passages of a document tile its text.
+TEXT: Final = "text"
+# In code points of the document's text.
+SPAN_START: Final = "span_start"
+SPAN_END: Final = "span_end"
+# JSON, an object; empty if the document has none.
+METADATA: Final = "metadata"
+# SHA-256 over title, a zero byte, and text.
+CONTENT_HASH: Final = "content_hash"
+CREATED_AT: Final = "created_at"
+UPDATED_AT: Final = "updated_at"
+# Unit length.
+VECTOR: Final = "vector"
+
+# Lance's own: names a row for ever, also after compaction.
+ROW_ID: Final = "_rowid"
+
+# What a shard keeps in memory of each passage, beside its vector.
+DIRECTORY_COLUMNS: Final = (
+    SEQUENCE,
+    DOCUMENT_ID,
+    ORDINAL,
+    SLOT,
+    TOMBSTONE,
+    SPAN_START,
+    SPAN_END,
+    CONTENT_HASH,
+    UPDATED_AT,
+)
+# What is read from the table when a passage is shown.
+CONTENT_COLUMNS: Final = (TITLE, TEXT, METADATA)
+
+TIMESTAMP: Final = pa.timestamp("us", tz="UTC")
+CONTENT_HASH_BYTES: Final = 32
+
+
+def table_schema(dimension: int) -> pa.Schema:
+    """Schema of a table whose vectors have `dimension` numbers."""
+    return pa.schema(
+        [
+            pa.field(SEQUENCE, pa.int64(), nullable=False),
+            pa.field(DOCUMENT_ID, pa.string(), nullable=False),
+            pa.field(ORDINAL, pa.int32(), nullable=False),
+            pa.field(SLOT, pa.int16(), nullable=False),
+            pa.field(TOMBSTONE, pa.bool_(), nullable=False),
+            pa.field(TITLE, pa.string()),
+            # A batch of 1 MiB texts passes the 2 GiB that 32-bit offsets reach.
+            pa.field(TEXT, pa.large_string()),
+            pa.field(SPAN_START, pa.int32()),
+            pa.field(SPAN_END, pa.int32()),
+            pa.field(METADATA, pa.large_string()),
+            pa.field(CONTENT_HASH, pa.binary(CONTENT_HASH_BYTES)),
+            pa.field(CREATED_AT, TIMESTAMP),
+            pa.field(UPDATED_AT, TIMESTAMP, nullable=False),
+            pa.field(VECTOR, pa.list_(pa.float32(), dimension)),
+        ],
+        metadata={SCHEMA_VERSION_KEY: str(SCHEMA_VERSION).encode()},
+    )

@@ -1,0 +1,319 @@
+"""How are passages written, followed and read?
+
+One Lance table per index, written by one process and read by any number. All methods block and may
+be called from any thread; a table object stands at one version, and moves on in `refresh` and
+`append` only. Errors are those of `shoal.table.errors`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, cast
+
+import lance
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from lance.fragment import write_fragments
+from numpy.typing import NDArray
+from shoal.table import durability, maintenance, schema
+from shoal.table.cursor import EMPTY_CURSOR, Cursor
+from shoal.table.errors import TableDamagedError, storage_errors
+
+__all__ = ["EMPTY_CURSOR", "Cursor", "PassageTable"]
+
+# Rows of a batch that is read: 4,096 x 384 float32 are 6 MiB.
+BATCH_ROWS: Final = 4096
+# Rows of a sample that are read at a time.
+SAMPLE_ROWS: Final = 16_384
+# Lance reads ahead of a scan by as many bytes, and by as many batches; its own default is 2 GiB.
+READ_AHEAD_BYTES: Final = 64 << 20
+READ_AHEAD_BATCHES: Final = 4
+# What a table keeps in memory of its own files: manifests, pages' positions, row id maps.
+METADATA_CACHE_BYTES: Final = 128 << 20
+INDEX_CACHE_BYTES: Final = 16 << 20
+
+# Lance is untyped.
+_Dataset = Any
+
+
+class PassageTable:
+    """The log of passages of one index, at one version."""
+
+    def __init__(self, uri: str, dataset: _Dataset) -> None:
+        """Use `create` or `open`."""
+        self.uri = uri
+        self.dimension: int = dataset.schema.field(schema.VECTOR).type.list_size
+        self._dataset = dataset
+        # Held while `_dataset` is replaced; readers take the object once and go on with that.
+        self._swap = threading.Lock()
+        # One append at a time: the order of commits is the order of sequences.
+        self._appending = threading.Lock()
+
+    @classmethod
+    def create(cls, uri: str, dimension: int) -> PassageTable:
+        """Make an empty table; durable when it returns."""
+        layout = schema.table_schema(dimension)
+        with storage_errors(uri):
+            dataset = lance.write_dataset(
+                layout.empty_table(),
+                uri,
+                schema=layout,
+                mode="create",
+                enable_stable_row_ids=True,
+                data_storage_version="stable",
+            )
+            if (root := durability.local_path(uri)) is not None:
+                durability.sync_new_table(root, dataset.version)
+        return cls.open(uri)
+
+    @classmethod
+    def open(cls, uri: str, *, repair: bool = False) -> PassageTable:
+        """Open a table at its latest version.
+
+        repair: first remove what a power cut left of an unfinished commit; for the writer alone.
+        Raises TableNotFoundError, or TableDamagedError if it is not a table of this release's.
+        """
+        with storage_errors(uri):
+            root = durability.local_path(uri)
+            if repair and root is not None:
+                durability.remove_torn_manifests(root)
+            session = lance.Session(
+                metadata_cache_size_bytes=METADATA_CACHE_BYTES,
+                index_cache_size_bytes=INDEX_CACHE_BYTES,
+            )
+            dataset = lance.dataset(uri, session=session)
+        _check_format(uri, dataset)
+        return cls(uri, dataset)
+
+    @property
+    def version(self) -> int:
+        """Version that this object stands at."""
+        return cast(int, self._dataset.version)
+
+    @property
+    def row_count(self) -> int:
+        """Rows at this version, superseded ones and tombstones included. Cheap."""
+        return cast(int, self._dataset.count_rows())
+
+    @property
+    def fragment_count(self) -> int:
+        """Files that hold the rows of this version."""
+        return len(_fragment_ids(self._dataset))
+
+    def refresh(self) -> int:
+        """Move on to the latest version, and return it. 0.1 ms if there is no newer one."""
+        with storage_errors(self.uri):
+            latest = self._dataset.latest_version
+            if latest > self.version:
+                self._move_to(self._dataset.checkout_version(latest))
+        return self.version
+
+    def last_sequence(self) -> int:
+        """Highest sequence in the table; -1 in an empty one. Reads that column."""
+        return _highest_sequence(self.uri, self._dataset, _fragment_ids(self._dataset))
+
+    def append(self, rows: pa.Table | pa.RecordBatch) -> int:
+        """Append rows, and return the version that holds them. Durable when it returns.
+
+        rows: of `table_schema(dimension)`; sequences above all that the table has.
+        Raises StorageFullError, and then the rows may or may not be in the table later: appending
+        them again, with new sequences, is harmless.
+        """
+        assert rows.schema.equals(schema.table_schema(self.dimension)), rows.schema
+        if isinstance(rows, pa.RecordBatch):
+            rows = pa.Table.from_batches([rows])
+        root = durability.local_path(self.uri)
+        with self._appending, storage_errors(self.uri):
+            transaction = write_fragments(
+                rows, self._dataset, mode="append", return_transaction=True
+            )
+            if root is not None:
+                fragments = transaction.operation.fragments
+                names = [file.path for fragment in fragments for file in fragment.files]
+                durability.sync_data(root, names)
+            dataset = lance.LanceDataset.commit(self._dataset, transaction)
+            if root is not None:
+                durability.sync_manifest(root, dataset.version)
+            self._move_to(dataset)
+            return cast(int, dataset.version)
+
+    def scan(
+        self,
+        columns: Sequence[str] = schema.DIRECTORY_COLUMNS,
+        *,
+        slots: tuple[int, int] | None = None,
+        with_vectors: bool = False,
+        batch_rows: int = BATCH_ROWS,
+    ) -> Iterator[pa.RecordBatch]:
+        """Read all rows, in bounded batches, with their row ids (uint64, column `_rowid`).
+
+        slots: only these, from the first to one before the last. Order: not defined.
+        """
+        dataset = self._dataset
+        return _read(
+            self.uri,
+            dataset,
+            _fragment_ids(dataset),
+            columns=[*columns, schema.VECTOR] if with_vectors else columns,
+            conditions=_slot_conditions(slots),
+            batch_rows=batch_rows,
+        )
+
+    def changes(
+        self,
+        since: Cursor,
+        columns: Sequence[str] = (*schema.DIRECTORY_COLUMNS, schema.VECTOR),
+        *,
+        slots: tuple[int, int] | None = None,
+        batch_rows: int = BATCH_ROWS,
+    ) -> tuple[Iterator[pa.RecordBatch], Cursor]:
+        """Read the rows that came after `since`, and say where that leads.
+
+        From EMPTY_CURSOR it is a load of the whole table. The batches carry `_rowid`, hold no
+        order, and are read as they are iterated over; the new cursor holds once all were. Iterate
+        within the time for which `clean` keeps old versions.
+        """
+        dataset = self._dataset
+        fragments = _fragment_ids(dataset)
+        fresh = [each for each in fragments if each not in since.fragments]
+        sequence = max(since.sequence, _highest_sequence(self.uri, dataset, fresh))
+        cursor = Cursor(dataset.version, sequence, frozenset(fragments))
+        if sequence == since.sequence:
+            return iter(()), cursor
+        conditions = _slot_conditions(slots)
+        if since.sequence >= 0:
+            conditions.append(f"{schema.SEQUENCE} > {since.sequence}")
+        batches = _read(
+            self.uri,
+            dataset,
+            fresh,
+            columns=columns,
+            conditions=conditions,
+            batch_rows=batch_rows,
+        )
+        return batches, cursor
+
+    def take(
+        self, row_ids: Sequence[int] | NDArray[np.integer[Any]], columns: Sequence[str]
+    ) -> pa.Table:
+        """Read rows by id, in the order of the ids, with the column `_rowid` as the last one.
+
+        An id that the table does not have is left out: compare `_rowid` with what was asked for.
+        """
+        wanted = [int(each) for each in row_ids]
+        with storage_errors(self.uri):
+            # `take` goes by position; this one goes by id.
+            return self._dataset._take_rows(  # noqa: SLF001
+                wanted, columns=[*columns, schema.ROW_ID]
+            )
+
+    def sample_vectors(self, count: int, seed: int) -> NDArray[np.float32]:
+        """Read up to `count` vectors of rows chosen at random: float32 [n, dimension].
+
+        Fewer only if the table has fewer rows with a vector. Superseded rows are among them.
+        """
+        dataset = self._dataset
+        positions = np.random.default_rng(seed).permutation(dataset.count_rows())
+        samples: list[NDArray[np.float32]] = []
+        first, missing = 0, count
+        # Rows without a vector are made up for by more rows.
+        while missing > 0 and first < len(positions):
+            chunk = np.sort(positions[first : first + min(SAMPLE_ROWS, missing)])
+            first += len(chunk)
+            with storage_errors(self.uri):
+                column = dataset.take(chunk.tolist(), columns=[schema.VECTOR])[schema.VECTOR]
+            samples.append(vectors_of(column.drop_null(), self.dimension))
+            missing -= len(samples[-1])
+        return np.concatenate(samples) if samples else np.empty((0, self.dimension), np.float32)
+
+    def compact(self) -> bool:
+        """Merge small fragments if there are many. True if it did; the rows keep their ids.
+
+        Appends may go on meanwhile. See `shoal.table.maintenance` for what is merged when.
+        """
+        with storage_errors(self.uri):
+            dataset = maintenance.compact(self.uri, self._dataset)
+            if dataset is None:
+                return False
+        self.refresh()
+        return True
+
+    def clean(self, older_than_s: float) -> int:
+        """Remove versions older than this, and the files that only they need. Returns bytes.
+
+        A follower that reads at an older version than this fails, and must refresh.
+        """
+        with storage_errors(self.uri):
+            return maintenance.clean(self._dataset, older_than_s)
+
+    def _move_to(self, dataset: _Dataset) -> None:
+        with self._swap:
+            if dataset.version > self.version:
+                self._dataset = dataset
+
+
+def vectors_of(column: pa.Array | pa.ChunkedArray, dimension: int) -> NDArray[np.float32]:
+    """Look at a column of vectors without nulls as float32 [n, dimension]."""
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    assert column.null_count == 0
+    # `flatten` heeds the offset of a slice, which `values` does not.
+    flat = column.flatten().to_numpy(zero_copy_only=True)
+    return cast("NDArray[np.float32]", flat.reshape(-1, dimension))
+
+
+def _check_format(uri: str, dataset: _Dataset) -> None:
+    stored = (dataset.schema.metadata or {}).get(schema.SCHEMA_VERSION_KEY)
+    if stored is None:
+        raise TableDamagedError(uri, "it is not a table of passages")
+    if int(stored) > schema.SCHEMA_VERSION:
+        raise TableDamagedError(
+            uri, f"its format is {int(stored)}, and this release reads {schema.SCHEMA_VERSION}"
+        )
+
+
+def _fragment_ids(dataset: _Dataset) -> list[int]:
+    return list(dataset.fragment_ids())
+
+
+def _highest_sequence(uri: str, dataset: _Dataset, fragments: Sequence[int]) -> int:
+    highest = -1
+    for batch in _read(uri, dataset, fragments, columns=[schema.SEQUENCE], batch_rows=65_536):
+        if batch.num_rows:
+            highest = max(highest, pc.max(batch.column(schema.SEQUENCE)).as_py())
+    return highest
+
+
+def _slot_conditions(slots: tuple[int, int] | None) -> list[str]:
+    if slots is None:
+        return []
+    first, end = slots
+    return [f"{schema.SLOT} >= {first}", f"{schema.SLOT} < {end}"]
+
+
+def _read(
+    uri: str,
+    dataset: _Dataset,
+    fragments: Sequence[int],
+    *,
+    columns: Sequence[str],
+    conditions: Sequence[str] = (),
+    batch_rows: int = BATCH_ROWS,
+) -> Iterator[pa.RecordBatch]:
+    if not fragments:
+        return
+    with storage_errors(uri):
+        scanner = dataset.scanner(
+            columns=list(columns),
+            filter=" AND ".join(conditions) or None,
+            fragments=[dataset.get_fragment(each) for each in fragments],
+            with_row_id=True,
+            scan_in_order=False,
+            batch_size=batch_rows,
+            batch_readahead=READ_AHEAD_BATCHES,
+            fragment_readahead=READ_AHEAD_BATCHES,
+            io_buffer_size=READ_AHEAD_BYTES,
+        )
+        yield from scanner.to_batches()

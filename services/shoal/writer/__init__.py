@@ -1,0 +1,1 @@
+"""The writer: the one process that changes the truth."""

@@ -1,0 +1,182 @@
+"""Which indexes does this writer hold open?"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, ParamSpec, TypeVar
+
+from shoal.internal.v1.writer_pb2 import CatalogEntry
+from shoal.rpc.errors import ServiceError
+from shoal.table import Catalogue, IndexEntry, IndexNotFoundError, PassageTable
+from shoal.v1.errors_pb2 import Reason
+from shoal.writer.commit import Committer
+from shoal.writer.config import WriterSettings
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+# Indexes that are committed to at a time.
+STORAGE_THREADS: Final = 8
+# Compactions at a time: they rewrite much, and none is urgent.
+MAINTENANCE_THREADS: Final = 1
+
+
+@dataclass
+class OpenIndex:
+    """An index whose table is open."""
+
+    entry: IndexEntry
+    table: PassageTable
+    committer: Committer
+
+
+class Indexes:
+    """The catalogue, with the table of each index open. Used on the event loop."""
+
+    def __init__(self, settings: WriterSettings) -> None:
+        """Closed until `start`."""
+        self._settings = settings
+        self._executor = ThreadPoolExecutor(STORAGE_THREADS, thread_name_prefix="storage")
+        self._maintenance = ThreadPoolExecutor(
+            MAINTENANCE_THREADS, thread_name_prefix="maintenance"
+        )
+        self._catalogue: Catalogue | None = None
+        self._open: dict[str, OpenIndex] = {}
+        # Changes of the catalogue, one at a time.
+        self._changing = asyncio.Lock()
+
+    async def start(self) -> None:
+        """Take the data root and open all tables.
+
+        Raises DataRootInUseError, CatalogueDamagedError, TableDamagedError.
+        """
+        self._catalogue = await self._in_thread(Catalogue, self._settings.data)
+        for entry in self._catalogue.entries():
+            await self._open_index(entry)
+
+    async def close(self) -> None:
+        """Finish all commits and let go of the data root."""
+        await asyncio.gather(*(each.committer.close() for each in self._open.values()))
+        self._open.clear()
+        self._executor.shutdown()
+        self._maintenance.shutdown()
+        if self._catalogue is not None:
+            self._catalogue.close()
+
+    def get(self, name: str) -> OpenIndex:
+        """The index of that name. Raises IndexNotFoundError."""
+        index = self._open.get(name)
+        if index is None:
+            raise IndexNotFoundError(name)
+        return index
+
+    def describe(self) -> list[CatalogEntry]:
+        """All indexes, by name, from memory."""
+        return [describe_index(self._open[name]) for name in sorted(self._open)]
+
+    async def create(
+        self, name: str, *, dimension: int, encoder_model: str, request_id: str
+    ) -> OpenIndex:
+        """Make an index. Raises IndexExistsError, StorageFullError."""
+        async with self._changing:
+            entry = await self._in_thread(
+                self._held.create,
+                name,
+                dimension=dimension,
+                encoder_model=encoder_model,
+                request_id=request_id,
+                make_table=PassageTable.create,
+            )
+            if name not in self._open:
+                await self._open_index(entry)
+            return self._open[name]
+
+    async def drop(self, name: str) -> IndexEntry:
+        """Drop an index; writes under way fail with INDEX_NOT_FOUND or are done before."""
+        async with self._changing:
+            index = self.get(name)
+            del self._open[name]
+            await index.committer.close()
+            try:
+                return await self._in_thread(self._held.drop, name)
+            except ServiceError:
+                # It is still in the catalogue: serve it again.
+                with contextlib.suppress(ServiceError):
+                    await self._open_index(index.entry)
+                raise
+
+    async def publish(self, uid: str, index_version: int, codebook_uri: str) -> OpenIndex:
+        """Enter the next version. Raises IndexNotFoundError, VersionConflictError."""
+        async with self._changing:
+            entry = await self._in_thread(self._held.publish, uid, index_version, codebook_uri)
+            return self._update(entry)
+
+    async def check_model(self, index: OpenIndex, model: str) -> None:
+        """Make sure that an index is only ever encoded by one model: the first that encodes.
+
+        Raises ServiceError, MODEL_MISMATCH.
+        """
+        if not index.entry.encoder_model:
+            async with self._changing:
+                uid = index.entry.uid
+                self._update(await self._in_thread(self._held.record_model, uid, model))
+        if index.entry.encoder_model != model:
+            raise ServiceError(
+                Reason.REASON_MODEL_MISMATCH,
+                f"index {index.entry.name!r} is encoded by {index.entry.encoder_model}, but the "
+                f"encoders serve {model}: give them the bundle of the index, or write to a new "
+                "index",
+            )
+
+    @property
+    def _held(self) -> Catalogue:
+        assert self._catalogue is not None
+        return self._catalogue
+
+    def _update(self, entry: IndexEntry) -> OpenIndex:
+        index = self.get(entry.name)
+        index.entry = entry
+        return index
+
+    async def _open_index(self, entry: IndexEntry) -> None:
+        uri = self._held.table_uri(entry)
+        table = await self._in_thread(PassageTable.open, uri, repair=True)
+        last_sequence = await self._in_thread(table.last_sequence)
+        committer = Committer(
+            table,
+            next_sequence=last_sequence + 1,
+            settings=self._settings,
+            executor=self._executor,
+            maintenance_executor=self._maintenance,
+        )
+        self._open[entry.name] = OpenIndex(entry, table, committer)
+
+    async def _in_thread(
+        self, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs
+    ) -> _R:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, partial(function, *args, **kwargs))
+
+
+def describe_index(index: OpenIndex) -> CatalogEntry:
+    """An index as the catalogue's readers see it."""
+    entry = index.entry
+    described = CatalogEntry(
+        name=entry.name,
+        uid=entry.uid,
+        table_uri=index.table.uri,
+        encoder_model=entry.encoder_model,
+        dimension=entry.dimension,
+        index_version=entry.index_version,
+        codebook_uri=entry.codebook_uri,
+        row_count=index.table.row_count,
+        table_version=index.table.version,
+        request_id=entry.request_id,
+    )
+    described.create_time.FromNanoseconds(entry.create_time_ns)
+    return described

@@ -1,0 +1,238 @@
+"""How is the writer spoken to?"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+from shoal.internal.v1.topology_pb2 import Topology
+from shoal.internal.v1.writer_pb2 import DESCRIPTOR as WRITER
+from shoal.internal.v1.writer_pb2 import (
+    CreateTableRequest,
+    CreateTableResponse,
+    DropTableRequest,
+    DropTableResponse,
+    ListTablesRequest,
+    ListTablesResponse,
+    PublishIndexVersionRequest,
+    PublishIndexVersionResponse,
+    RemoveDocumentsRequest,
+    RemoveDocumentsResponse,
+    WriteDocumentsRequest,
+    WriteDocumentsResponse,
+)
+from shoal.internal.v1.writer_pb2_grpc import (
+    WriterServiceServicer,
+    add_WriterServiceServicer_to_server,
+)
+from shoal.rpc.arrays import MAX_DIMENSION
+from shoal.rpc.deadline import Deadline
+from shoal.rpc.errors import InvalidFieldError, ServiceError
+from shoal.rpc.topology import TopologyFollower
+from shoal.table import Tombstone
+from shoal.v1.errors_pb2 import Reason
+from shoal.writer.config import WriterSettings
+from shoal.writer.encoders import EncoderPool
+from shoal.writer.indexes import Indexes, describe_index
+from shoal.writer.stream import STREAM_BUDGET_S, UpsertStream, WriterParts
+from shoal.writer.tokens import load_measure
+from shoal.writer.validation import (
+    MAX_REMOVED_IDS,
+    MAX_REQUEST_ID_BYTES,
+    check_document_id,
+    check_index_name,
+)
+
+_log = logging.getLogger(__name__)
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+# Seconds after which an overloaded writer is worth asking again.
+_RETRY_DELAY_S = 1.0
+
+
+class WriterService(WriterServiceServicer):
+    """The writer as a service: its handlers check, call, and let errors through."""
+
+    def __init__(
+        self, settings: WriterSettings, instance_id: str = "", *, topology: Topology | None = None
+    ) -> None:
+        """Nothing is opened before `start`. topology: to follow until one is published."""
+        self._first_topology = topology
+        self._settings = settings
+        self._follower = TopologyFollower(instance_id, follow=self._follow)
+        self._indexes = Indexes(settings)
+        self._encoders = EncoderPool(settings)
+        self._executor = ThreadPoolExecutor(settings.prepare_threads, thread_name_prefix="prepare")
+        self._draining = asyncio.Event()
+        self._streams: set[asyncio.Task[Any]] = set()
+        self._parts: WriterParts | None = None
+
+    @property
+    def follower(self) -> TopologyFollower:
+        """What follows the topology: the writer takes the encoders from it."""
+        return self._follower
+
+    @property
+    def indexes(self) -> Indexes:
+        """The indexes held open."""
+        return self._indexes
+
+    def register(self, server: grpc.aio.Server) -> Sequence[str]:
+        """Add the handlers to a server."""
+        add_WriterServiceServicer_to_server(self, server)
+        return [WRITER.services_by_name["WriterService"].full_name]
+
+    async def start(self) -> None:
+        """Take the data root, and open every table."""
+        measure = await asyncio.to_thread(load_measure, self._settings.tokenizer)
+        await self._indexes.start()
+        if self._first_topology is not None:
+            self._follower.accept(self._first_topology)
+        self._parts = WriterParts(
+            self._settings, self._indexes, self._encoders, measure, self._executor, self._draining
+        )
+
+    async def drain(self) -> None:
+        """Refuse new streams, and end those that are open once what they sent is acknowledged."""
+        self._draining.set()
+        if self._streams:
+            await asyncio.wait(self._streams)
+
+    async def stop(self) -> None:
+        """Finish all commits, and let go of the data root."""
+        await self._indexes.close()
+        await self._encoders.close()
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def _follow(self, topology: Topology) -> None:
+        self._encoders.follow(topology)
+
+    async def WriteDocuments(
+        self, request_iterator: AsyncIterator[WriteDocumentsRequest], context: _Context
+    ) -> AsyncIterator[WriteDocumentsResponse]:
+        """Write a stream of documents."""
+        self._admit_stream()
+        task = asyncio.current_task()
+        assert task is not None
+        assert self._parts is not None
+        self._streams.add(task)
+        stream = UpsertStream(
+            self._parts, request_iterator, Deadline.of(context, default_s=STREAM_BUDGET_S)
+        )
+        acknowledgements = stream.acknowledgements()
+        try:
+            async for acknowledgement in acknowledgements:
+                yield WriteDocumentsResponse(acknowledgement=acknowledgement)
+        finally:
+            await acknowledgements.aclose()
+            self._streams.discard(task)
+
+    async def RemoveDocuments(
+        self, request: RemoveDocumentsRequest, context: _Context
+    ) -> RemoveDocumentsResponse:
+        """Delete documents."""
+        del context
+        self._refuse_while_draining()
+        check_index_name(request.index, "index")
+        if not 1 <= len(request.document_ids) <= MAX_REMOVED_IDS:
+            raise InvalidFieldError(
+                "document_ids", f"holds {len(request.document_ids)}; must be 1 to {MAX_REMOVED_IDS}"
+            )
+        for position, document_id in enumerate(request.document_ids):
+            check_document_id(document_id, f"document_ids[{position}]")
+        index = self._indexes.get(request.index)
+        tombstones = [Tombstone(each) for each in dict.fromkeys(request.document_ids)]
+        version = await index.committer.submit(tombstones)
+        return RemoveDocumentsResponse(table_version=version)
+
+    async def CreateTable(
+        self, request: CreateTableRequest, context: _Context
+    ) -> CreateTableResponse:
+        """Make an index."""
+        self._refuse_while_draining()
+        check_index_name(request.name, "name")
+        if request.dimension > MAX_DIMENSION:
+            raise InvalidFieldError(
+                "dimension", f"is {request.dimension}; at most {MAX_DIMENSION} are taken"
+            )
+        if len(request.request_id.encode()) > MAX_REQUEST_ID_BYTES:
+            raise InvalidFieldError("request_id", f"has more than {MAX_REQUEST_ID_BYTES} bytes")
+        dimension, model = await self._dimension_and_model(request, Deadline.of(context))
+        index = await self._indexes.create(
+            request.name,
+            dimension=dimension,
+            encoder_model=model,
+            request_id=request.request_id,
+        )
+        return CreateTableResponse(entry=describe_index(index))
+
+    async def DropTable(self, request: DropTableRequest, context: _Context) -> DropTableResponse:
+        """Drop an index."""
+        del context
+        self._refuse_while_draining()
+        check_index_name(request.name, "name")
+        entry = await self._indexes.drop(request.name)
+        return DropTableResponse(uid=entry.uid)
+
+    async def ListTables(self, request: ListTablesRequest, context: _Context) -> ListTablesResponse:
+        """Read the catalogue, from memory."""
+        del request, context
+        return ListTablesResponse(entries=self._indexes.describe())
+
+    async def PublishIndexVersion(
+        self, request: PublishIndexVersionRequest, context: _Context
+    ) -> PublishIndexVersionResponse:
+        """Enter the next version of an index."""
+        del context
+        self._refuse_while_draining()
+        if not request.codebook_uri:
+            raise InvalidFieldError("codebook_uri", "is empty")
+        if request.index_version == 0:
+            raise InvalidFieldError("index_version", "is 0: versions start at 1")
+        index = await self._indexes.publish(
+            request.uid, request.index_version, request.codebook_uri
+        )
+        return PublishIndexVersionResponse(entry=describe_index(index))
+
+    async def _dimension_and_model(
+        self, request: CreateTableRequest, deadline: Deadline
+    ) -> tuple[int, str]:
+        """What the encoders make, unless the caller brings vectors of another kind.
+
+        With a dimension of the caller's own an encoder need not be there: the first text that is
+        written decides the model then.
+        """
+        if request.dimension and self._encoders.empty:
+            return request.dimension, ""
+        patience_s = min(self._settings.encoder_patience_s, deadline.budget_s / 2)
+        try:
+            encoded = await self._encoders.encode(["shoal"], Deadline.after(patience_s))
+        except ServiceError as error:
+            if request.dimension and error.reason == Reason.REASON_ENCODER_UNAVAILABLE:
+                return request.dimension, ""
+            raise
+        dimension = int(encoded.vectors.shape[1])
+        if request.dimension in (0, dimension):
+            return dimension, encoded.model
+        return request.dimension, ""
+
+    def _admit_stream(self) -> None:
+        self._refuse_while_draining()
+        if len(self._streams) >= self._settings.max_streams:
+            raise ServiceError(
+                Reason.REASON_OVERLOADED,
+                f"{len(self._streams)} streams are open, as many as this writer takes: come back "
+                "later, or send more documents in each stream",
+                retry_delay_s=_RETRY_DELAY_S,
+            )
+
+    def _refuse_while_draining(self) -> None:
+        if self._draining.is_set():
+            raise ServiceError(
+                Reason.REASON_DRAINING, "the writer is stopping: try again in a moment"
+            )

@@ -1,0 +1,139 @@
+"""Is a codebook what was measured, and is a damaged one refused?"""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from shoal.rpc.errors import ServiceError
+from shoal.shard.codebook import train_codebook
+from shoal.shard.codes import (
+    CodebookDamagedError,
+    factory_for,
+    list_count_for,
+    load_codebook,
+    should_train,
+)
+from shoal.shard.kernel import faiss
+from shoal.shard.wide_code import WideCode
+from shoal.v1.errors_pb2 import Reason
+
+from tests.harness.shard_corpus import Corpus, unit
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("codebook")
+    corpus = Corpus(folder, dimension=24)
+    corpus.fill(700)
+    reports = []
+    manifest = train_codebook(
+        corpus.uri,
+        folder / "versions" / "1",
+        threads=1,
+        progress=lambda stage, done: reports.append((stage, done)),
+    )
+    return corpus, folder / "versions" / "1", manifest, reports
+
+
+def test_training_says_what_it_measured(trained):
+    corpus, folder, manifest, reports = trained
+    assert manifest.dimension == 24
+    assert manifest.passage_count == corpus.passage_count
+    assert manifest.query_count >= 300
+    assert [point.top_k for point in manifest.operating_points] == [10, 32, 100]
+    assert manifest.recall_at_10 >= 0.9625
+    assert [done for _, done in reports] == sorted(done for _, done in reports)
+    assert json.loads((folder / "manifest.json").read_text())["sha256"] == manifest.sha256
+    assert [path.name for path in folder.parent.iterdir()] == ["1"]
+
+
+def test_training_again_changes_nothing(trained):
+    corpus, folder, manifest, _ = trained
+    assert train_codebook(corpus.uri, folder, seed=99) == manifest
+
+
+def test_a_codebook_of_another_dimension_is_refused(trained):
+    with pytest.raises(CodebookDamagedError, match="24 numbers"):
+        load_codebook(trained[1], 25)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "missing", "manifest", "future"])
+def test_a_damaged_codebook_is_refused(trained, tmp_path, damage):
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for path in trained[1].iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    content = bytearray((folder / "codebook.npz").read_bytes())
+    match damage:
+        case "flip":
+            content[len(content) // 2] ^= 1
+            (folder / "codebook.npz").write_bytes(content)
+        case "cut":
+            (folder / "codebook.npz").write_bytes(content[:100])
+        case "missing":
+            (folder / "codebook.npz").unlink()
+        case "manifest":
+            (folder / "manifest.json").write_text("{")
+        case _:
+            manifest = json.loads((folder / "manifest.json").read_text())
+            (folder / "manifest.json").write_text(json.dumps(manifest | {"format": 2}))
+    with pytest.raises(ServiceError) as raised:
+        load_codebook(folder, 24)
+    assert raised.value.reason == Reason.REASON_CHECKSUM_MISMATCH
+    assert str(folder) in str(raised.value)
+
+
+def test_a_damaged_codebook_is_replaced_by_training(trained, tmp_path):
+    corpus, *_ = trained
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "manifest.json").write_text("{")
+    train_codebook(corpus.uri, tmp_path / "1", threads=1)
+    assert load_codebook(tmp_path / "1", 24).manifest.dimension == 24
+
+
+def test_parameters_grow_with_the_number_of_results(trained):
+    manifest = trained[2]
+    last = manifest.operating_points[-1]
+    assert manifest.point_for(1) == manifest.point_for(10) == manifest.operating_points[0]
+    assert manifest.point_for(11).top_k == 32
+    assert manifest.point_for(1000).nprobe == min(manifest.list_count, 10 * last.nprobe)
+
+
+@given(rows=st.integers(1, 100_000_000), sample=st.integers(0, 1_000_000))
+def test_lists_are_a_bounded_power_of_two(rows, sample):
+    count = list_count_for(rows, sample)
+    assert count & (count - 1) == 0
+    assert count == 16 or count * 39 <= sample
+
+
+@given(dimension=st.integers(8, 4096))
+def test_every_dimension_has_codes(dimension):
+    index = faiss.index_factory(dimension, factory_for(dimension, 16), 0)
+    assert index.pq.M * index.pq.dsub == dimension
+
+
+def test_small_indexes_are_not_trained():
+    assert should_train(20_000, 384)
+    assert not should_train(19_999, 384)
+    assert not should_train(1_000_000, 4)
+    assert should_train(1_000, 384, threshold_passages=1_000)
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [("sq8", 0.01), ("fp16", 0.001)])
+def test_wide_codes_keep_inner_products(kind, tolerance):
+    random = np.random.default_rng(0)
+    vectors = unit(random.standard_normal((300, 48)))
+    queries = unit(random.standard_normal((5, 48)))
+    wide = WideCode.train(kind, vectors)
+    codes = wide.encode(vectors)
+    scores = wide.scores(queries, np.broadcast_to(codes, (5, *codes.shape)))
+    np.testing.assert_allclose(scores, queries @ vectors.T, atol=tolerance)
+    np.testing.assert_allclose(wide.decode(codes), vectors, atol=tolerance)
+
+
+def test_a_number_that_never_varies_is_kept():
+    vectors = np.tile(np.array([[0.5, -0.5]], dtype=np.float32), (4, 1))
+    wide = WideCode.train("sq8", vectors)
+    np.testing.assert_allclose(wide.decode(wide.encode(vectors)), vectors)

