@@ -164,7 +164,7 @@ def parse_line(raw: bytes) -> dict[str, Any]:
     """Read a line as a JSON object. Raises LineError."""
     try:
         value = json.loads(
-            raw.decode("utf-8"),
+            raw.rstrip(b"\r\n").decode("utf-8"),
             parse_constant=_no_constant,
             parse_float=_finite,
             parse_int=_exact,

@@ -90,7 +90,9 @@ class ControllerActor:
         _log.info("the controller listens on %s", self._address)
 
     async def _start(self, listen: str) -> str:
-        address = await ServiceHost(self._service, listen).start()
+        # Kept, as a server that nobody refers to is closed.
+        self._host = ServiceHost(self._service, listen)
+        address = await self._host.start()
         self._service.introduce(address)
         return address
 

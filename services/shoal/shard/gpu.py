@@ -8,6 +8,8 @@ the wide ones.
 
 from __future__ import annotations
 
+import functools
+import threading
 from dataclasses import replace
 from typing import Any, Final
 
@@ -25,6 +27,15 @@ _ADD_ROWS: Final = 65_536
 _MAX_RESULTS: Final = 2048
 
 
+# FAISS's GPU resources, temporary memory above all, are for one thread at a time.
+_gpu: Final = threading.Lock()
+
+
+@functools.cache
+def _resources() -> Any:
+    return faiss.StandardGpuResources()
+
+
 class NoGpuError(ValueError):
     """There is no GPU, or FAISS was built without."""
 
@@ -36,30 +47,23 @@ class GpuLists:
         """Wide: codes of all vectors, by position. Raises NoGpuError."""
         check_gpu()
         manifest = codebook.manifest
-        self._resources = faiss.StandardGpuResources()
-        options = faiss.GpuIndexIVFScalarQuantizerConfig()
-        self._index = faiss.GpuIndexIVFScalarQuantizer(
-            self._resources,
-            manifest.dimension,
-            manifest.list_count,
-            faiss.ScalarQuantizer.QT_fp16,
-            faiss.METRIC_INNER_PRODUCT,
-            False,
-            options,
-        )
-        # The quantizer is given, so that training has nothing to do but to note that it is there.
-        self._quantizer = faiss.IndexFlatIP(manifest.dimension)
-        self._quantizer.add(codebook.centroids())
+        quantizer = faiss.IndexFlatIP(manifest.dimension)
+        quantizer.add(codebook.centroids())
         template = faiss.IndexIVFScalarQuantizer(
-            self._quantizer,
+            quantizer,
             manifest.dimension,
             manifest.list_count,
             faiss.ScalarQuantizer.QT_fp16,
             faiss.METRIC_INNER_PRODUCT,
             False,
         )
+        # The quantizer is given, and fp16 has nothing to learn.
         template.is_trained = True
-        self._index.copyFrom(template)
+        with _gpu:
+            self._index = faiss.index_cpu_to_gpu(_resources(), 0, template)
+            self._add(codebook, wide)
+
+    def _add(self, codebook: Codebook, wide: NDArray[Any]) -> None:
         for first in range(0, len(wide), _ADD_ROWS):
             self._index.add(codebook.wide.decode(wide[first : first + _ADD_ROWS]))
 
@@ -72,9 +76,10 @@ class GpuLists:
         nprobe = assignment.lists.shape[1]
         asked = min(_MAX_RESULTS, count + min(count, live.dead_count))
         while True:
-            scores, positions = self._index.search(
-                queries, asked, params=faiss.SearchParametersIVF(nprobe=nprobe)
-            )
+            with _gpu:
+                scores, positions = self._index.search(
+                    queries, asked, params=faiss.SearchParametersIVF(nprobe=nprobe)
+                )
             flat = positions.reshape(-1)
             gone = flat < 0
             exhausted = gone.reshape(positions.shape).any(axis=1)

@@ -44,6 +44,8 @@ from shoal.v1.errors_pb2 import Reason
 
 # Part of a call's budget that it may wait for a version: the rest is for its work and the way back.
 _WAIT_SHARE: Final = 0.8
+# Passages that the event loop may write itself: a thread's turn costs as much as about a hundred.
+_MAX_FILLED_ON_LOOP: Final = 256
 # Calls that read from the table at once: reading waits for the disk, not for a core.
 _READING_THREADS: Final = 4
 
@@ -121,6 +123,7 @@ class ShardService(ShardServiceServicer):
         queries = requests.read_queries(request, layout.dimension)
         with self._admission.admit(len(queries)):
             shards = list(request.shards)
+            _targets(layout, shards)  # Waiting is for shards that can be searched at all.
             await self._wait_for(follower, layout, shards, request.min_table_version, deadline)
             targets = _targets(layout, shards)
             searched = answer.Searching(targets, layout, queries, list(request.top_k))
@@ -128,7 +131,12 @@ class ShardService(ShardServiceServicer):
             found = await asyncio.gather(
                 *(self._search(partial(searched.run, block), deadline) for block in blocks)
             )
-            response = answer.respond(shards, searched, found, request.fill)
+            respond = partial(answer.respond, shards, searched, found, request.fill)
+            filled_count = answer.filled_count(request.top_k, request.fill)
+            if filled_count > _MAX_FILLED_ON_LOOP:
+                response = await self._search(respond, deadline)
+            else:
+                response = respond()
             wanted = answer.rows_wanted(response, request.fill)
             if wanted:
                 table = _table(follower)
@@ -158,6 +166,7 @@ class ShardService(ShardServiceServicer):
         ids = list(dict.fromkeys(request.document_ids))
         owners = shard_of(slots_of(ids), layout.id.shard_count).tolist()
         shards = sorted(set(owners))
+        _targets(layout, shards, all_of_them=True)
         await self._wait_for(follower, layout, shards, request.min_table_version, deadline)
         targets = _targets(layout, shards, all_of_them=True)
         table = _table(follower)

@@ -14,7 +14,7 @@ from shoal.writer.server import WriterService
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="Folder of the catalogue and of all indexes.")],
+    data: Annotated[str, typer.Option(help="Folder of the catalogue and of all indexes.")],
     listen: Annotated[str, typer.Option(help="host:port; port 0 takes a free one.")] = (
         "127.0.0.1:0"
     ),

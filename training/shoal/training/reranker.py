@@ -22,10 +22,10 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress as Bar
 from shoal.bundle import BlendCard, BundleTokenizer, EncoderModel, RerankerModel, load_bundle
+from shoal.training.blending import choose_weight, ndcg, pairs_of
 from shoal.training.debian import iter_packages
 from shoal.training.export import export_module, resolve_weights
 from shoal.training.interaction import InteractionReranker
@@ -39,10 +39,6 @@ NAME: Final = "reranker-minilm-l2-int8"
 DENSE_SCALE: Final = 20.0
 # How much the reranker must also rank by itself, so that it does not lean on the dense score.
 ALONE: Final = 0.2
-BLEND_WEIGHTS: Final = tuple(round(0.005 * step, 3) for step in range(1, 41))
-# Among weights as good as the best within this nDCG, the least is taken: the dense score is what is
-# known to carry over to texts unlike Debian's.
-BLEND_TOLERANCE: Final = 0.002
 
 
 @dataclass(frozen=True)
@@ -75,36 +71,6 @@ class Settings:
     """Learning rate of the transformer's layers; its embeddings stay as they are."""
     threads: int = 2
     seed: int = 13
-
-
-def ndcg(
-    scores: Sequence[NDArray[np.float32]], questions: Sequence[Question], weight: float
-) -> float:
-    """Mean nDCG@10 of dense + weight * scores over each question's CANDIDATES.
-
-    There is one right passage to a question; one that is not among them counts as 0.
-    """
-    gains = []
-    for each, rerank in zip(questions, scores, strict=True):
-        order = np.argsort(-(np.asarray(each.top_dense) + weight * rerank), kind="stable")[:10]
-        ranks = [rank for rank, place in enumerate(order) if each.top[place] == each.passage]
-        gains.append(1.0 / float(np.log2(ranks[0] + 2)) if ranks else 0.0)
-    return float(np.mean(gains))
-
-
-def choose_weight(
-    scores: Sequence[NDArray[np.float32]], questions: Sequence[Question]
-) -> tuple[float, float]:
-    """Choose the blend weight: the least that is as good as the best. Returns it and its nDCG."""
-    found = {weight: ndcg(scores, questions, weight) for weight in BLEND_WEIGHTS}
-    best = max(found.values())
-    weight = min(each for each, value in found.items() if value >= best - BLEND_TOLERANCE)
-    return weight, found[weight]
-
-
-def pairs_of(questions: Sequence[Question], passages: Sequence[str]) -> list[tuple[str, str]]:
-    """Pair each question with its CANDIDATES, in order."""
-    return [(each.text, passages[found]) for each in questions for found in each.top]
 
 
 def feed(tokenizer: BundleTokenizer, pairs: Sequence[tuple[str, str]]) -> tuple[Tensor, ...]:
