@@ -14,13 +14,13 @@ def _question(right: int, dense: tuple[float, ...]) -> Question:
 
 
 def test_the_least_weight_that_does_is_chosen() -> None:
-    # The right passage stands second by 0.1, and the reranker puts it 2 ahead.
-    questions = [_question(1, (0.6, 0.5, 0.1)), _question(0, (0.6, 0.1, 0.1))]
+    # The right passage stands second by 0.105, and the reranker puts it 2 ahead.
+    questions = [_question(1, (0.6, 0.495, 0.1)), _question(0, (0.6, 0.1, 0.1))]
     scores = [np.array([0.0, 2.0, 0.0], np.float32), np.array([1.0, 0.0, 0.0], np.float32)]
     assert ndcg(scores, questions, 0.0) == pytest.approx((1.0 / np.log2(3) + 1.0) / 2)
     weight, value = choose_weight(scores, questions)
     assert value == 1.0
-    assert weight == min(each for each in BLEND_WEIGHTS if each > 0.05)
+    assert weight == min(each for each in BLEND_WEIGHTS if 2.0 * each > 0.105)
 
 
 def test_a_right_passage_that_was_not_found_counts_as_nothing() -> None:

@@ -1,4 +1,4 @@
-"""Are questions mined so that training and held-out packages stay apart, and nothing right is wrong?"""
+"""Do training and held-out packages stay apart, and is no right passage taken for a wrong one?"""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from shoal.training.negatives import (
 )
 
 BUNDLE = Path(__file__).resolve().parents[2] / "deploy" / "bundles" / "all-minilm-l6-v2-int8"
+COUNT = 60
 _THINGS = ("mail", "music", "maps", "images", "fonts", "games", "proofs", "genomes", "stars", "tea")
 _ACTS = ("sorts", "plays", "draws", "prints", "signs", "packs", "sends", "reads", "checks", "tags")
 
@@ -27,9 +28,9 @@ def _package(number: int) -> Package:
         source=f"source-{number}",
         summary=f"program that {act} {thing}",
         description=(
-            f"This program {act} {thing} of every kind that anybody keeps at home. "
+            f"Program {number} {act} {thing} of every kind that anybody keeps at home. "
             f"Its window shows {thing} number {number} beside all that was found before. "
-            f"Whoever {act} {thing} by hand today will be glad of the time that it saves."
+            f"Whoever {act} {thing} by hand today will be glad of all the time that it saves every day."
         ),
         section="misc",
         homepage="",
@@ -46,16 +47,16 @@ def packages() -> list[Package]:
     # The second of a source is left out, and so is what says too little to ask about.
     twin = [_package(5)]
     short = [Package("s", "s", "short", "Too short to ask about.", "misc", "")]
-    return [*map(_package, range(100)), *twin, *short]
+    return [*map(_package, range(COUNT)), *twin, *short]
 
 
 @pytest.fixture(scope="module")
 def data(packages: list[Package], encoder: EncoderModel) -> TrainingSet:
-    return build_training_set(packages, encoder, passage_count=100, seed=3)
+    return build_training_set(packages, encoder, passage_count=COUNT, seed=3)
 
 
 def test_a_source_gives_one_passage(data: TrainingSet) -> None:
-    assert len(data.passages) == len(set(data.passages)) == 100
+    assert len(data.passages) == len(set(data.passages)) == COUNT
     assert not any("Too short" in passage for passage in data.passages)
 
 
@@ -65,7 +66,7 @@ def test_no_passage_has_questions_on_both_sides(data: TrainingSet) -> None:
     assert trained
     assert held_out
     assert not trained & held_out
-    assert len(held_out) < 3 * 100 / DEV_PART
+    assert len(held_out) < 5 * COUNT / DEV_PART
 
 
 def test_a_held_out_question_can_be_answered(data: TrainingSet) -> None:
@@ -90,6 +91,6 @@ def test_negatives_are_wrong_and_unlike_the_right_passage(
 def test_the_same_seed_gives_the_same_set(
     packages: list[Package], encoder: EncoderModel, data: TrainingSet
 ) -> None:
-    assert build_training_set(packages, encoder, passage_count=100, seed=3) == data
-    other = build_training_set(packages, encoder, passage_count=100, seed=4)
+    assert build_training_set(packages, encoder, passage_count=COUNT, seed=3) == data
+    other = build_training_set(packages, encoder, passage_count=COUNT, seed=4)
     assert [each.text for each in other.train] != [each.text for each in data.train]

@@ -9,6 +9,7 @@ import pytest
 
 from loadtest.compositions import parse
 from loadtest.measures import Round, percentile, ratios, summarise, verdicts
+from loadtest.report import by_processor_time
 from loadtest.thresholds import Observed, Thresholds, misses
 from loadtest.vectors import Vectors, VectorSet, document_id, row_of
 from loadtest.zipf import ZipfianChoice, read_questions
@@ -149,6 +150,15 @@ def test_verdicts_hold_every_target_recall_and_failure():
         "no failures of shoal": True,
         "no failures of echo": False,
     }
+
+
+def test_ratio_by_processor_time_counts_client_and_servers():
+    summaries = {
+        "shoal": {"client_cpu_ms_per_call": 0.2, "server_cpu_ms_per_call": 0.8},
+        "echo": {"client_cpu_ms_per_call": 0.2, "server_cpu_ms_per_call": 0.3},
+    }
+    assert by_processor_time(summaries) == {"shoal / echo": pytest.approx(0.5)}
+    assert by_processor_time({}) == {}
 
 
 def test_vectors_are_unit_and_kept_and_nearest_is_exact(tmp_path):

@@ -135,7 +135,7 @@ def test_services_know_nothing_of_the_cluster():
         for path in SHIPPED
         if name_of(path).startswith(("services/", "protos/"))
         for module in imported(TREES[path])
-        if module.startswith(("shoal.cluster", "shoal.cli", "shoal.training"))
+        if f"{module}.".startswith(("shoal.cluster.", "shoal.cli.", "shoal.training."))
     ]
     assert strays == []
 

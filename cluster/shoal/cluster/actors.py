@@ -57,6 +57,7 @@ class ServiceActor:
     def __init__(self, spec: InstanceSpec) -> None:
         """Start the service; raise what keeps it from starting."""
         _log_to_stderr()
+        _bound_lance_threads()
         self._loop = _LoopThread()
         port_file = PortFile(Path(spec.state_folder) / f"{spec.id}.port")
         self._host = build_host(
@@ -103,6 +104,12 @@ class ControllerActor:
     def stop(self) -> None:
         """Stop every instance: the end of the cluster."""
         self._loop.run(self._service.remove_all())
+
+
+def _bound_lance_threads() -> None:
+    # Lance would start a thread a core in each process; it reads this when it is first used.
+    os.environ.setdefault("LANCE_CPU_THREADS", "2")
+    os.environ.setdefault("LANCE_IO_THREADS", "2")
 
 
 def _log_to_stderr() -> None:

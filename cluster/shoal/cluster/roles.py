@@ -90,7 +90,12 @@ def settings_for(
     provided: dict[str, Any]
     match role:
         case Role.ROLE_ENCODER:
-            provided = {"bundle": str(default_bundle("all-minilm-l6-v2-int8"))}
+            # Two threads, and runs that make use of them: ingesting goes twice as fast.
+            provided = {
+                "bundle": str(default_bundle("all-minilm-l6-v2-int8")),
+                "threads": 2,
+                "passage_batch_tokens": 1024,
+            }
         case Role.ROLE_RERANKER:
             provided = {"bundle": str(default_bundle("reranker-minilm-l2-int8"))}
         case Role.ROLE_SHARD_SERVER:

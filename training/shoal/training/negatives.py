@@ -175,8 +175,7 @@ def _mine(
     text: str, position: int, vector: NDArray[np.float32], passages: NDArray[np.float32]
 ) -> Question:
     scores = passages @ vector
-    near = np.argpartition(-scores, MINED_RANKS)[:MINED_RANKS]
-    near = near[np.argsort(-scores[near], kind="stable")]
+    near = np.argsort(-scores, kind="stable")[:MINED_RANKS]
     twins = passages[near] @ passages[position]
     right = float(scores[position])
     negatives = [
