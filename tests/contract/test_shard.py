@@ -414,15 +414,13 @@ async def test_more_than_the_queue_takes_is_refused_with_a_delay(corpus):
         waiting = asyncio.create_task(
             server.search(corpus.vectors(8), shards=1, min_table_version=ahead)
         )
-        refused = None
         async with asyncio.timeout(PATIENCE_S):
-            while refused is None:
-                try:
-                    await server.search(corpus.vectors(1), shards=1)
-                except ServiceError as error:
-                    refused = error
-        assert refused.reason == Reason.REASON_OVERLOADED
-        assert refused.failure.retry_delay_s > 0
+            while server.service._admission._admitted < 8:
+                await asyncio.sleep(0.01)
+        with pytest.raises(ServiceError) as raised:
+            await server.search(corpus.vectors(1), shards=1)
+        assert raised.value.reason == Reason.REASON_OVERLOADED
+        assert raised.value.failure.retry_delay_s > 0
         corpus.write({"one": corpus.document("one")})
         await waiting
 

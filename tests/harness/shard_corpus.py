@@ -56,6 +56,11 @@ class Corpus:
         self.table = PassageTable.create(self.uri, self.dimension)
         self._centres = self.random.standard_normal((50, self.dimension))
         self._sequence = 0
+        self._gathered: tuple[int, list[tuple[str, int]], NDArray[np.float32]] = (
+            -1,
+            [],
+            np.empty((0, self.dimension), np.float32),
+        )
 
     def vectors(self, count: int) -> NDArray[np.float32]:
         """Clustered vectors of unit length."""
@@ -105,12 +110,18 @@ class Corpus:
 
     def best(self, query: NDArray[np.float32], count: int) -> list[tuple[str, int, float]]:
         """What an exact search should find: document, passage and score."""
-        scored = [
-            (document_id, ordinal, float(score))
-            for document_id, stored in self.present.items()
-            for ordinal, score in enumerate(stored.vectors @ query)
-        ]
-        return sorted(scored, key=lambda each: -each[2])[:count]
+        if self._gathered[0] != self._sequence:
+            names = [
+                (document_id, ordinal)
+                for document_id, stored in self.present.items()
+                for ordinal in range(len(stored.texts))
+            ]
+            vectors = [stored.vectors for stored in self.present.values()]
+            self._gathered = self._sequence, names, np.concatenate(vectors)
+        _, names, rows = self._gathered
+        scores = rows @ query
+        order = np.argsort(-scores, kind="stable")[:count].tolist()
+        return [(*names[at], float(scores[at])) for at in order]
 
     @property
     def passage_count(self) -> int:

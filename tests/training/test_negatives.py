@@ -30,7 +30,8 @@ def _package(number: int) -> Package:
         description=(
             f"Program {number} {act} {thing} of every kind that anybody keeps at home. "
             f"Its window shows {thing} number {number} beside all that was found before. "
-            f"Whoever {act} {thing} by hand today will be glad of all the time that it saves every day."
+            f"Whoever {act} {thing} by hand today will be glad of all the time that it saves. "
+            f"It was written for a school and is still kept there."
         ),
         section="misc",
         homepage="",

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from shoal.rpc.errors import ServiceError
-from shoal.shard.codebook import train_codebook
+from shoal.shard.codebook import TooFewPassagesError, train_codebook
 from shoal.shard.codes import (
     CodebookDamagedError,
     factory_for,
@@ -43,7 +43,7 @@ def test_training_says_what_it_measured(trained):
     assert manifest.passage_count == corpus.passage_count
     assert manifest.query_count >= 300
     assert [point.top_k for point in manifest.operating_points] == [10, 32, 100]
-    assert manifest.recall_at_10 >= 0.9625
+    assert manifest.recall_at_10 >= 0.975
     assert [done for _, done in reports] == sorted(done for _, done in reports)
     assert json.loads((folder / "manifest.json").read_text())["sha256"] == manifest.sha256
     assert [path.name for path in folder.parent.iterdir()] == ["1"]
@@ -91,6 +91,14 @@ def test_a_damaged_codebook_is_replaced_by_training(trained, tmp_path):
     (tmp_path / "1" / "manifest.json").write_text("{")
     train_codebook(corpus.uri, tmp_path / "1", threads=1)
     assert load_codebook(tmp_path / "1", 24).manifest.dimension == 24
+
+
+def test_a_table_that_is_too_small_is_refused(tmp_path):
+    corpus = Corpus(tmp_path)
+    corpus.fill(10)
+    with pytest.raises(TooFewPassagesError, match=f"{corpus.passage_count} passages"):
+        train_codebook(corpus.uri, tmp_path / "1", threads=1)
+    assert not (tmp_path / "1").exists()
 
 
 def test_parameters_grow_with_the_number_of_results(trained):

@@ -202,7 +202,7 @@ def test_ivf_reaches_its_recall_through_changes_and_folds(trained):
                 for shard in layout.shards:
                     shard.fold()
             check_counts(layout, corpus)
-        assert min(recall(layouts, corpus, corpus.vectors(40))) >= 0.95
+        assert min(recall(layouts, corpus, corpus.vectors(150))) >= 0.95
     assert layouts[0].shards[0].view.main_live.dead_count == 0
     # A fold gives positions anew: they must still name the same passages.
     rebuilt = Layout(corpus, 2, codebook)

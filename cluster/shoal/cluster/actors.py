@@ -160,7 +160,7 @@ def _join(address: str, home: Path) -> None:
     # Ray 2.60 reads how to authenticate, and whether to replace a loopback address by the machine's
     # outer one, when it is imported; both depend on the home, which is known only now.
     from ray._private import ray_constants
-    from ray._raylet import AuthenticationTokenLoader, Config
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     local.use_token(home)
     Config.initialize("")

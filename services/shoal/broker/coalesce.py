@@ -25,6 +25,7 @@ class _Entry(Generic[Item, Result]):
     item: Item
     deadline: Deadline
     future: asyncio.Future[Result]
+    batch: _Batch[Item, Result] | None = None
 
 
 @dataclass(eq=False)
@@ -52,9 +53,15 @@ class Coalescer(Generic[Item, Result]):
         entry = _Entry(item, deadline, asyncio.get_running_loop().create_future())
         self._pending.append(entry)
         self._pump()
-        async with deadline.timeout():
-            result: Result = await entry.future
-            return result
+        try:
+            async with deadline.timeout():
+                result: Result = await entry.future
+        except (TimeoutError, asyncio.CancelledError):
+            # Not by a callback of the future: those cost each query a turn of the event loop.
+            if entry.future.cancelled() and entry.batch is not None:
+                self._left(entry.batch)
+            raise
+        return result
 
     def _pump(self) -> None:
         while self._pending and self._in_flight < self._max_in_flight:
@@ -71,7 +78,7 @@ class Coalescer(Generic[Item, Result]):
         batch.task = asyncio.create_task(self._run(batch))
         batch.task.add_done_callback(self._finished)
         for entry in batch.entries:
-            entry.future.add_done_callback(lambda future: self._left(batch, future))
+            entry.batch = batch
 
     async def _run(self, batch: _Batch[Item, Result]) -> None:
         budget_s = max(entry.deadline.budget_s for entry in batch.entries)
@@ -92,9 +99,7 @@ class Coalescer(Generic[Item, Result]):
             if not entry.future.done():
                 entry.future.set_result(result)
 
-    def _left(self, batch: _Batch[Item, Result], future: asyncio.Future[Result]) -> None:
-        if not future.cancelled():
-            return
+    def _left(self, batch: _Batch[Item, Result]) -> None:
         batch.waiting -= 1
         if batch.waiting == 0 and batch.task is not None:
             batch.task.cancel()

@@ -10,7 +10,7 @@ from typing import Final
 
 from shoal.broker.config import BrokerSettings
 from shoal.broker.routes import IndexRoute
-from shoal.rpc.arrays import FLOAT32, pack, unit_rows, unpack_vectors
+from shoal.rpc.arrays import unit_row
 from shoal.rpc.errors import InvalidFieldError
 from shoal.v1.search_pb2 import SearchRequest
 
@@ -56,7 +56,7 @@ def check_search(request: SearchRequest, route: IndexRoute, settings: BrokerSett
         case "text":
             text = _check_text(request.text)
         case "vector":
-            vector = _check_vector(request, route)
+            vector = unit_row(request.vector, "vector", dimension=route.dimension)
         case _:
             raise InvalidFieldError("query", "is not set: give a text or a vector")
     rerank_count = 0
@@ -72,13 +72,6 @@ def _check_text(text: str) -> str:
     if not any(not (char.isspace() or unicodedata.category(char) == "Cc") for char in text):
         raise InvalidFieldError("text", "is empty, or nothing but white space")
     return text
-
-
-def _check_vector(request: SearchRequest, route: IndexRoute) -> bytes:
-    rows = unpack_vectors(request.vector, "vector", dimension=route.dimension)
-    if len(rows) != 1:
-        raise InvalidFieldError("vector.count", f"is {len(rows)}; a query is one vector")
-    return pack(unit_rows(rows, "vector"), FLOAT32)
 
 
 def check_index_name(name: str, path: str = "name") -> str:

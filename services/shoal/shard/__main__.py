@@ -64,7 +64,7 @@ def train(
         manifest = train_codebook(
             table, out, recall_target=recall_target, threads=threads, seed=seed, progress=report
         )
-    except (ServiceError, OSError) as error:
+    except (ServiceError, OSError, ValueError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
     typer.echo(manifest.model_dump_json(indent=2))

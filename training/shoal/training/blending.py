@@ -14,34 +14,38 @@ from numpy.typing import NDArray
 from shoal.training.negatives import Question
 
 BLEND_WEIGHTS: Final = tuple(round(0.005 * step, 3) for step in range(1, 41))
-# Among weights as good as the best within this nDCG, the least is taken: the dense score is what is
-# known to carry over to texts unlike Debian's.
-BLEND_TOLERANCE: Final = 0.002
 
 
-def ndcg(
+def gains(
     scores: Sequence[NDArray[np.float32]], questions: Sequence[Question], weight: float
-) -> float:
-    """Mean nDCG@10 of dense + weight * scores over each question's CANDIDATES.
+) -> NDArray[np.float64]:
+    """nDCG@10 of each question under dense + weight * scores: float64 [questions].
 
-    There is one right passage to a question; one that is not among them counts as 0.
+    There is one right passage to a question; one that is not among its CANDIDATES counts as 0.
     """
-    gains = []
-    for each, rerank in zip(questions, scores, strict=True):
+    found = np.zeros(len(questions))
+    for number, (each, rerank) in enumerate(zip(questions, scores, strict=True)):
         order = np.argsort(-(np.asarray(each.top_dense) + weight * rerank), kind="stable")[:10]
         ranks = [rank for rank, place in enumerate(order) if each.top[place] == each.passage]
-        gains.append(1.0 / float(np.log2(ranks[0] + 2)) if ranks else 0.0)
-    return float(np.mean(gains))
+        found[number] = 1.0 / np.log2(ranks[0] + 2) if ranks else 0.0
+    return found
 
 
 def choose_weight(
     scores: Sequence[NDArray[np.float32]], questions: Sequence[Question]
 ) -> tuple[float, float]:
-    """Choose the blend weight: the least that is as good as the best. Returns it and its nDCG."""
-    found = {weight: ndcg(scores, questions, weight) for weight in BLEND_WEIGHTS}
-    best = max(found.values())
-    weight = min(each for each, value in found.items() if value >= best - BLEND_TOLERANCE)
-    return weight, found[weight]
+    """Choose the blend weight. Returns it and its mean nDCG@10.
+
+    The least that the best one beats by no more than one standard error of their difference: the
+    more a score weighs, the more is staked on the questions here being like those to come.
+    """
+    found = {weight: gains(scores, questions, weight) for weight in BLEND_WEIGHTS}
+    best = max(found.values(), key=np.mean)
+    for weight, values in found.items():
+        behind = best - values
+        if behind.mean() <= behind.std() / np.sqrt(len(questions)):
+            return weight, float(values.mean())
+    raise AssertionError("the best weight is as good as itself")
 
 
 def pairs_of(questions: Sequence[Question], passages: Sequence[str]) -> list[tuple[str, str]]:

@@ -25,7 +25,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress as Bar
 from shoal.bundle import BlendCard, BundleTokenizer, EncoderModel, RerankerModel, load_bundle
-from shoal.training.blending import choose_weight, ndcg, pairs_of
+from shoal.training.blending import choose_weight, gains, pairs_of
 from shoal.training.debian import iter_packages
 from shoal.training.export import export_module, resolve_weights
 from shoal.training.interaction import InteractionReranker
@@ -198,7 +198,7 @@ class Trainer:
         weight, value = choose_weight(scores, dev)
         console.print(
             f"step {step}: held-out nDCG@10 {value:.4f} at weight {weight}, dense alone "
-            f"{ndcg(scores, dev, 0.0):.4f}"
+            f"{gains(scores, dev, 0.0).mean():.4f}"
         )
         return value
 
@@ -240,7 +240,7 @@ def export_reranker_of(
         chosen_on=(
             f"{len(dev)} questions of held-out Debian packages, the right passage among the 20 "
             f"nearest: nDCG@10 {value:.4f}, "
-            f"dense alone {ndcg(scores, dev, 0.0):.4f}"
+            f"dense alone {gains(scores, dev, 0.0).mean():.4f}"
         ),
     )
     export(out, blend)
