@@ -52,8 +52,8 @@ class Process:
 
     def stop(self):
         self._process.send_signal(signal.SIGTERM)
-        assert self._process.wait(PATIENCE_S) == 0, self.log.read_text()
         self._process.stdout.close()
+        assert self._process.wait(PATIENCE_S) == 0, self.log.read_text()
 
     @contextlib.asynccontextmanager
     async def stub(self):
@@ -205,6 +205,7 @@ async def test_snapshots_of_indexes_that_are_gone_are_removed(tmp_path):
         async with asyncio.timeout(PATIENCE_S):
             while gone.parent.exists():
                 await asyncio.sleep(0.05)
+        await process.until_ready(corpus.table.version)
     finally:
         process.stop()
 

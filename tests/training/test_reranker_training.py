@@ -74,6 +74,9 @@ def test_the_network_becomes_a_bundle(
     blend = BlendCard(weight=0.05, chosen_on="nothing")
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "tokenizer.json").write_bytes((ENCODER / "tokenizer.json").read_bytes())
+    (tmp_path / "weights" / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "BertTokenizer"}'
+    )
     card = export_module(
         network,
         tmp_path / "weights",

@@ -52,7 +52,9 @@ def test_meaning_decides_nearness(model: EncoderModel) -> None:
 
 def test_a_text_keeps_its_vector_in_any_batch(model: EncoderModel) -> None:
     # int8 activations are scaled over a batch, so a little changes: the cosine stays above 0.97.
-    texts = [f"sentence number {n} speaks of {w}" for n, w in enumerate(["ships", "tea", "law"] * 9)]
+    texts = [
+        f"sentence number {n} speaks of {w}" for n, w in enumerate(["ships", "tea", "law"] * 9)
+    ]
     together = model.encode(texts, "passage")
     alone = np.concatenate([model.encode([text], "passage") for text in texts])
     assert (together * alone).sum(axis=1).min() > 0.97
@@ -60,7 +62,16 @@ def test_a_text_keeps_its_vector_in_any_batch(model: EncoderModel) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", " ", "\x00\x01\x02", "a\x00b", "x" * 1_048_576, "语" * 300_000, "\U0001f600" * 50, "\ufeff"],
+    [
+        "",
+        " ",
+        "\x00\x01\x02",
+        "a\x00b",
+        "x" * 1_048_576,
+        "语" * 300_000,
+        "\U0001f600" * 50,
+        "\ufeff",
+    ],
     ids=["empty", "space", "controls", "nul", "1MB", "chinese", "emoji", "bom"],
 )
 def test_any_text_has_a_vector(model: EncoderModel, text: str) -> None:
@@ -100,6 +111,21 @@ def test_offsets_name_the_characters_of_each_token(model: EncoderModel) -> None:
     text = "Café\x00 über 東京"
     words = [text[start:end] for start, end in model.bundle.tokenizer().offsets(text)]
     assert words == ["Café", "über", "東", "京"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads as Linux does")
+def test_no_more_threads_run_than_the_budget_allows() -> None:
+    # In a process of its own, as thread pools stay. The caller's thread is the first of the budget.
+    code = """
+import os, sys
+from shoal.bundle import EncoderModel, load_bundle
+bundle, started = load_bundle(sys.argv[1]), len(os.listdir("/proc/self/task"))
+for threads, expected in ((1, 0), (3, 2)):
+    EncoderModel(bundle, threads=threads).encode(["one text", "and another"] * 40, "passage")
+    assert len(os.listdir("/proc/self/task")) - started == expected, threads
+"""
+    command = [sys.executable, "-c", code, str(BUNDLE)]
+    assert subprocess.run(command, check=False).returncode == 0
 
 
 def test_serving_does_not_import_torch() -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from shoal.bundle import BundleInvalidError, EncoderModel, RerankerModel, load_bundle
 
 BUNDLE = Path(__file__).resolve().parents[2] / "deploy" / "bundles" / "reranker-minilm-l2-int8"

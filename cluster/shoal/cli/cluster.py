@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from shoal.v1.indexes_pb2 import Index
 
 POLL_S: Final = 0.25
+# Of Ray's names of machines, which have 56: enough to tell a few machines apart.
+NODE_LETTERS: Final = 12
 
 
 def up(
@@ -142,7 +144,7 @@ def _print_status(found: GetClusterStatusResponse, indexes: list[Index], logs: s
             enum_name(InstanceState.DESCRIPTOR, each.state),
             each.address,
             each.pid or "",
-            each.node,
+            each.node[:NODE_LETTERS],
             each.message,
         )
         for each in found.instances

@@ -12,7 +12,7 @@ import typer
 from shoal.cli.corpora import xquad
 from shoal.cli.documents import print_ingested
 from shoal.cli.options import Endpoint, Home, connected, home_folder
-from shoal.cli.output import CliError, note, out, say
+from shoal.cli.output import CliError, note, say
 from shoal.cli.progress import progress
 from shoal.cli.search import print_answer
 
@@ -24,6 +24,8 @@ INGEST_TIMEOUT_S: Final = 120.0
 # From 20,000 passages on the writer trains a codebook, which takes a minute or two on two cores.
 CODEBOOK_TIMEOUT_S: Final = 900.0
 POLL_S: Final = 0.5
+# What the int8 encoder does on two cores that have nothing else to do, to say what to expect.
+PACKAGES_PER_MINUTE: Final = 6_000
 HITS: Final = 3
 
 
@@ -80,7 +82,8 @@ def demo(
             _await_codebook(client, corpus.value)
         for question in story.questions:
             _heading(f"“{question}”")
-            print_answer(client.search(corpus.value, question, top_k=HITS, explain=True))
+            answer = client.search(corpus.value, question, top_k=HITS, explain=True)
+            print_answer(answer, brief=True)
         if corpus is Corpus.XQUAD:
             _judge(client, corpus.value)
     _say_next(corpus, story)
@@ -88,7 +91,7 @@ def demo(
 
 def _heading(text: str) -> None:
     say("")
-    out().rule(f"[bold]{text}", align="left", style="blue")
+    say(f"── {text}", "bold blue")
 
 
 def _debian_file(home: Path) -> Path:
@@ -99,7 +102,10 @@ def _debian_file(home: Path) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     with progress("reading the package lists", unit="packages") as advance:
         count = write_corpus(file, lambda done: advance(done, ""))
-    say(f"{count:,} packages read from this machine's lists.")
+    say(
+        f"{count:,} packages read from this machine's lists. Encoding them takes a while: about "
+        f"{count // PACKAGES_PER_MINUTE} minutes on two cores."
+    )
     return file
 
 
@@ -115,7 +121,10 @@ def _ingest(client: Client, index: str, file: Path, about: str) -> None:
     except IndexNotFoundError:
         pass
     ingestion = Ingestion(client, index, lambda bad: note(str(bad), "red"))
-    result = ingestion.run([str(file)], abort=False, create=True)
+    # To abort on a bad line is to count first, so that the progress bar knows the end.
+    result = ingestion.run([str(file)], abort=True, create=True)
+    if result.bad_count:
+        raise CliError(f"{file} has {result.bad_count:,} bad lines: nothing was ingested")
     if not await_searchable(client, index, result.table_version, INGEST_TIMEOUT_S):
         raise CliError(f"not every shard has the documents: see `shoal index describe {index}`")
     print_ingested(result)

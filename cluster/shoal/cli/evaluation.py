@@ -39,6 +39,8 @@ class Ranking:
     queries_per_s: float
     incomplete: int
     """Answers whose coverage was incomplete, so that the measures say less than they seem to."""
+    reranked: int
+    """Answers that a reranker had ordered."""
 
     def as_json(self) -> dict[str, Any]:
         """As `shoal eval --json` prints it."""
@@ -46,6 +48,7 @@ class Ranking:
             "seconds": round(self.seconds, 3),
             "queries_per_s": round(self.queries_per_s, 1),
             "incomplete_answers": self.incomplete,
+            "reranked_answers": self.reranked,
         }
 
 
@@ -127,20 +130,33 @@ def print_rankings(rankings: Mapping[str, Ranking], query_count: int) -> None:
     print_table((f"{query_count:,} queries", *rankings), [*rows, rates], numbers=rankings)
     for name, ranking in rankings.items():
         if ranking.incomplete:
-            say(f"{ranking.incomplete:,} {name} answers were incomplete: see --json", "yellow")
+            say(f"{ranking.incomplete:,} {name} answers were incomplete", "yellow")
+    if not rankings["reranked"].reranked:
+        say("Nothing was reranked: `shoal status` shows whether there is a reranker.", "yellow")
 
 
 @dataclass
 class _Ranked:
     """The answers to all queries."""
 
-    run: Run
-    seconds: float
-    incomplete: int
+    run: Run = field(default_factory=dict)
+    incomplete: int = 0
+    reranked: int = 0
+    seconds: float = 0.0
+
+    def add(self, query_id: str, response: SearchResponse) -> None:
+        self.run[query_id] = best_passages(response)
+        self.incomplete += not response.coverage.complete
+        self.reranked += any(hit.HasField("rerank_score") for hit in response.hits)
 
     def judged_by(self, judgments: Judgments) -> Ranking:
-        rate = len(self.run) / self.seconds if self.seconds else 0.0
-        return Ranking(measure(self.run, judgments), self.seconds, rate, self.incomplete)
+        return Ranking(
+            measures=measure(self.run, judgments),
+            seconds=self.seconds,
+            queries_per_s=len(self.run) / self.seconds if self.seconds else 0.0,
+            incomplete=self.incomplete,
+            reranked=self.reranked,
+        )
 
 
 def _rank_all(
@@ -155,7 +171,7 @@ def _rank_all(
 ) -> _Ranked:
     from shoal.client import search_request
 
-    started_s, run, incomplete = time.monotonic(), Run(), 0
+    started_s, ranked = time.monotonic(), _Ranked()
     counted = _Progressing(advance)
     requests = {
         query_id: search_request(
@@ -175,13 +191,13 @@ def _rank_all(
         try:
             for call in calls:
                 for query_id, response in call.result().items():
-                    run[query_id] = best_passages(response)
-                    incomplete += not response.coverage.complete
+                    ranked.add(query_id, response)
                 counted.add(len(call.result()))
         finally:
             for call in calls:
                 call.cancel()
-    return _Ranked(run, time.monotonic() - started_s, incomplete)
+    ranked.seconds = time.monotonic() - started_s
+    return ranked
 
 
 def best_passages(response: SearchResponse) -> dict[str, float]:

@@ -69,15 +69,22 @@ def search(
         print_answer(answer)
 
 
-def print_answer(answer: SearchResponse) -> None:
-    """Print hits, what they rest on, and how they came to be."""
+def print_answer(answer: SearchResponse, *, brief: bool = False) -> None:
+    """Print hits, what they rest on, and how they came to be.
+
+    brief: of an explanation, the stages' times alone.
+    """
     if not answer.hits:
         say("No hits.")
     for rank, hit in enumerate(answer.hits, start=1):
         _print_hit(rank, hit)
+        if hit.HasField("provenance") and not brief:
+            _print_provenance(hit)
     _print_coverage(answer.coverage, always=answer.HasField("explanation"))
     if answer.HasField("explanation"):
-        _print_explanation(answer.explanation)
+        _print_times(answer.explanation)
+        if not brief:
+            _print_explanation(answer.explanation)
 
 
 def _print_hit(rank: int, hit: Hit) -> None:
@@ -87,15 +94,17 @@ def _print_hit(rank: int, hit: Hit) -> None:
     say(f"     score {hit.score:.4f}  dense {hit.dense_score:.4f}{reranked}  {where}", "cyan")
     if hit.text:
         say(f"     {snippet(hit.text)}")
-    if hit.HasField("provenance"):
-        from_ = hit.provenance
-        models = " + ".join(each for each in (from_.encoder_model, from_.reranker_model) if each)
-        say(
-            f"     {from_.index} index version {from_.index_version}, table version "
-            f"{from_.table_version}, shard {from_.shard} on {from_.shard_server}, {models}",
-            "dim",
-        )
-        say(f"     sha-256 of the document {hit.content_hash.hex()}", "dim")
+
+
+def _print_provenance(hit: Hit) -> None:
+    from_ = hit.provenance
+    models = " + ".join(each for each in (from_.encoder_model, from_.reranker_model) if each)
+    say(
+        f"     {from_.index} index version {from_.index_version}, table version "
+        f"{from_.table_version}, shard {from_.shard} on {from_.shard_server}, {models}",
+        "dim",
+    )
+    say(f"     sha-256 of the document {hit.content_hash.hex()}", "dim")
 
 
 def _print_coverage(coverage: Coverage, *, always: bool) -> None:
@@ -116,15 +125,21 @@ def _print_coverage(coverage: Coverage, *, always: bool) -> None:
         say(f"  {stage} was cut: {printable(cut.message)} [{cut.reason}]", "yellow")
 
 
-def _print_explanation(explanation: Explanation) -> None:
+def _print_times(explanation: Explanation) -> None:
     from shoal.cli.plain import enum_name, milliseconds
-    from shoal.v1.search_pb2 import CacheState, SearchKind, Stage
+    from shoal.v1.search_pb2 import Stage
 
     stages = [
         f"{enum_name(Stage.DESCRIPTOR, each.stage).lower()} {milliseconds(each.duration):.1f} ms"
         for each in explanation.timings
     ]
     say(f"Time: {milliseconds(explanation.total):.1f} ms ({', '.join(stages)})")
+
+
+def _print_explanation(explanation: Explanation) -> None:
+    from shoal.cli.plain import enum_name
+    from shoal.v1.search_pb2 import CacheState, SearchKind
+
     cache = enum_name(CacheState.DESCRIPTOR, explanation.cache).lower().replace("_", " ")
     say(
         f"Cache: {cache}. Broker {explanation.broker}, epoch {explanation.epoch}, "

@@ -231,6 +231,8 @@ class RayCluster:
             "resources": {
                 key: value for key, value in resources.items() if key not in ("CPU", "GPU")
             },
+            # Copies of a shard on one machine would be lost together.
+            "scheduling_strategy": "SPREAD",
             # `stop` must get through while `address` waits.
             "max_concurrency": 2,
         }

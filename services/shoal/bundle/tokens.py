@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +23,9 @@ class BundleTokenizer:
 
     def __init__(self, path: Path, max_length: int) -> None:
         """path: of tokenizer.json. Raises BundleInvalidError."""
+        # Else the first batch starts a thread for every core of the machine, whatever the budget, and
+        # gains nothing at the sizes here. Whoever sets the variable is obeyed.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         from tokenizers import Tokenizer
 
         self.max_length = max_length

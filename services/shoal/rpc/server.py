@@ -144,13 +144,13 @@ class ServiceHost:
 
     async def serve(self) -> None:
         """Start, and serve until SIGINT or SIGTERM; then stop."""
-        address = await self.start()
-        _log.info("%s listens on %s", self.service.follower.instance_id, address)
-        # For whoever started this process and needs the port that was taken.
-        print(address, flush=True)
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
+        address = await self.start()
+        _log.info("%s listens on %s", self.service.follower.instance_id, address)
+        # For whoever started this process and needs the port that was taken.
+        print(address, flush=True)
         await stop.wait()
         await self.stop()
