@@ -65,7 +65,12 @@ bench: $(VENV)/.developing protos ## Compare Shoal with Ray Serve and with a bar
 protos: $(VENV)/.protos ## Build the Python code of the protos.
 
 lock: $(VENV)/.developing ## Pin every package anew in constraints.txt.
-	@sh .ci/lock $(BIN)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@printf '%s\n' '-e ./protos' '-e .[$(EXTRAS_DEVELOPING)]' | $(BIN)/uv pip compile - --quiet \
+		--universal --python-version 3.11 --no-header --no-annotate -o $(VENV)/locked.txt
+	@{ echo '# Every package of every extra, pinned for Python 3.11 to 3.13 on Linux;' \
+		'made by `make lock`.'; grep -v '^-e' $(VENV)/locked.txt; } > constraints.txt
+	@git diff --stat -- constraints.txt
 
 clean: ## Remove what was made here: environment, built code, caches. Data in SHOAL_HOME stays.
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build

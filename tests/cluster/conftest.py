@@ -21,7 +21,7 @@ XQUAD = ROOT / "deploy" / "corpora" / "xquad-en"
 TOPOLOGY = """
 cluster: test
 broker_port: {port}
-scale: {{shards: 2, replicas: 1, encoders: 1, rerankers: 0, brokers: 1}}
+scale: {{shards: 2, replicas: 1, encoders: 1, rerankers: 1, brokers: 1}}
 redis: {{mode: embedded}}
 """
 

@@ -21,6 +21,7 @@ import grpc
 import psutil
 import pytest
 from shoal.cluster import local
+from shoal.cluster.processes import find_process
 
 pytestmark = pytest.mark.cluster
 
@@ -260,7 +261,7 @@ def test_a_record_from_before_a_reboot_harms_nobody(new_home: Callable[[], Path]
     record = json.loads((home / "ray" / "state.json").read_text())
     local.stop_local_ray(home)
     with subprocess.Popen(["sleep", "600"], start_new_session=True) as bystander:
-        now = local._process(bystander.pid)
+        now = find_process(bystander.pid)
         assert now is not None
         old = record | {
             "boot_id": "another",

@@ -49,6 +49,8 @@ class Broker(
         self.failures_left = 0
         self.searches = []
         self.lag = 0
+        self.writer_is_away = False
+        self.kind = search_pb2.SEARCH_KIND_EXACT
         # Ranking that every search gets, by text: for judging.
         self.rankings = {}
 
@@ -66,7 +68,7 @@ class Broker(
             dimension=DIMENSION,
             state=indexes_pb2.INDEX_STATE_READY,
             table_version=max(0, self.versions[name] - self.lag),
-            kind=search_pb2.SEARCH_KIND_EXACT,
+            kind=self.kind,
             document_count=held,
             passage_count=held,
             shard_count=2,
@@ -83,6 +85,8 @@ class Broker(
         return indexes_pb2.CreateIndexResponse(index=self.describe(request.name))
 
     def ListIndexes(self, request, context):
+        if self.writer_is_away:
+            abort(context, Reason.REASON_NOT_READY, "no writer")
         return indexes_pb2.ListIndexesResponse(
             indexes=[self.describe(name) for name in sorted(self.indexes)]
         )

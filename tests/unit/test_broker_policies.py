@@ -1,4 +1,4 @@
-"""Are the broker's small decisions right: merging, coverage, budgets, hedges, choice of replicas?"""
+"""Are the broker's small decisions right: merging, coverage, budgets, hedges, replicas?"""
 
 from __future__ import annotations
 
@@ -118,12 +118,13 @@ def test_stages_leave_something_to_those_after_them(
         assert clock.now_s <= share.at_s < budget.deadline.at_s
         clock.now_s += used * share.budget_s
     assert not budget.deadline.passed
-    assert budget.rerank().at_s <= budget.deadline.at_s - RESERVE_S
+    assert budget.rerank(5.0).at_s <= budget.deadline.at_s - RESERVE_S
 
 
 def test_the_answer_to_a_reranked_search_has_time_to_travel() -> None:
     clock = Clock()
-    assert Budget(Deadline.after(10.0, clock)).rerank().budget_s <= 9.5
+    assert Budget(Deadline.after(1.0, clock)).rerank(5.0).budget_s <= 0.95
+    assert Budget(Deadline.after(60.0, clock)).rerank(5.0).budget_s == pytest.approx(5.0)
 
 
 def test_the_cost_of_reranking_is_learnt() -> None:
@@ -182,15 +183,15 @@ def simulate(replicas: list[Replica], count: int, clock: Clock, chooser: Chooser
         clock.now_s += 0.002
         for done in [each for each in running if each[0] <= clock.now_s]:
             running.remove(done)
-            done[2].health.succeeded(done[0] - done[1])
+            done[2].health.succeeded(done[0] - done[1], clock.now_s)
         chosen = chooser.choose(replicas)
         assert chosen is not None
         chosen.calls += 1
-        chosen.health.started()
+        chosen.health.started(clock.now_s)
         takes_s = chosen.takes_s * draw.uniform(0.5, 1.5)
         running.append((clock.now_s + takes_s, clock.now_s, chosen))
     for end_s, start_s, replica in running:
-        replica.health.succeeded(end_s - start_s)
+        replica.health.succeeded(end_s - start_s, end_s)
 
 
 def test_a_slow_replica_gets_few_calls() -> None:
@@ -216,19 +217,19 @@ def test_a_failing_replica_rests_longer_and_longer_and_returns() -> None:
         clock.now_s += 0.002
         chosen = chooser.choose([good, bad])
         assert chosen is not None
-        chosen.health.started()
+        chosen.health.started(clock.now_s)
         if chosen is bad:
             failures += 1
             bad.health.failed(clock.now_s)
         else:
-            good.health.succeeded(0.005)
+            good.health.succeeded(0.005, clock.now_s)
     assert 2 < failures < 15  # Ten seconds, with rests of up to two.
     clock.now_s += LONGEST_REST_S
     for _ in range(100):
         chosen = chooser.choose([good, bad])
         assert chosen is not None
-        chosen.health.started()
-        chosen.health.succeeded(0.005)
+        chosen.health.started(clock.now_s)
+        chosen.health.succeeded(0.005, clock.now_s)
         tries += chosen is bad
     assert tries > 10
     assert bad.health.failures == 0
@@ -241,7 +242,7 @@ def test_one_that_rests_is_called_if_nobody_else_is_left() -> None:
     assert chooser.choose([]) is None
     for replica, count in ((sooner, 1), (later, 3)):
         for _ in range(count):
-            replica.health.started()
+            replica.health.started(clock.now_s)
             replica.health.failed(clock.now_s)
     assert chooser.choose([sooner, later]) is sooner
     assert chooser.choose([later]) is later
@@ -250,7 +251,29 @@ def test_one_that_rests_is_called_if_nobody_else_is_left() -> None:
 def test_the_slow_end_of_latencies_is_about_the_95th_percentile() -> None:
     health, draw = Health(), random.Random(5)
     for _ in range(5_000):
-        health.started()
-        health.succeeded(draw.uniform(0.010, 0.020))
+        health.started(0.0)
+        health.succeeded(draw.uniform(0.010, 0.020), 0.0)
     assert health.latency_s == pytest.approx(0.015, rel=0.2)
     assert health.slow_s == pytest.approx(0.0195, rel=0.15)
+
+
+def test_one_that_hangs_is_left_alone_while_it_hangs() -> None:
+    clock, good, hung = Clock(), Replica("good", 0.005), Replica("hung", 0.005)
+    chooser = Chooser(clock, seed=6)
+    hung.health.started(clock.now_s)
+    clock.now_s += 1.0
+    for _ in range(20):
+        good.health.started(clock.now_s)
+        assert chooser.choose([good, hung]) is good
+
+
+def test_a_call_that_was_given_up_counts_as_failed_only_if_it_took_for_ever() -> None:
+    health = Health()
+    health.started(0.0)
+    health.abandoned(health.lost_s / 2, 1.0)
+    assert health.failures == 0
+    health.started(1.0)
+    health.abandoned(health.lost_s, 2.0)
+    assert health.failures == 1
+    assert health.rests_until_s > 2.0
+    assert health.in_flight == 0

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from shoal.bundle import BundleInvalidError, EncoderModel, RerankerModel, load_bundle
 
 ROOT = Path(__file__).resolve().parents[2]

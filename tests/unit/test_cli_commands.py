@@ -151,6 +151,14 @@ def test_status_says_what_is_wrong_and_exits_with_1(shoal, xquad, broker):
     assert "encoder-0 does not answer" in done.stdout
 
 
+def test_status_is_shown_also_if_indexes_cannot_be_listed(shoal, broker):
+    broker.writer_is_away = True
+    done = shoal("status", "--json")
+    assert json.loads(done.stdout)["indexes"] is None
+    assert len(json.loads(done.stdout)["instances"]) == 4
+    assert "the indexes cannot be listed: no writer [NOT_READY]" in done.stderr
+
+
 def test_tables_are_not_folded_in_a_pipe(shoal, xquad):
     (line,) = [each for each in shoal("status").stdout.splitlines() if "shard-server-0-0" in each]
     assert "SHARD_SERVER" in line
@@ -218,6 +226,15 @@ def test_without_a_broker_the_remedy_is_named(shoal):
         done = shoal("index", "create", "notes", "--endpoint", endpoint)
     assert done.exit_code == 1
     assert f"no broker at {endpoint}: run `shoal up`" in done.stderr
+
+
+def test_status_tells_a_silent_broker_from_no_cluster(shoal, monkeypatch):
+    from shoal.cluster import lifecycle
+
+    dead = ("status", "--endpoint", "127.0.0.1:1")
+    assert "no broker at 127.0.0.1:1: run `shoal up`" in shoal(*dead).stderr
+    monkeypatch.setattr(lifecycle, "is_up", lambda _home: True)
+    assert "runs, but its broker does not answer: it is restarted" in shoal(*dead).stderr
 
 
 def test_the_cluster_of_the_home_is_found(shoal, xquad, broker, tmp_path, monkeypatch):

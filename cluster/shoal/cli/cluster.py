@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import typer
 from shoal.cli.index import print_indexes
 from shoal.cli.options import AsJson, Endpoint, Home, Timeout, connected, home_folder
-from shoal.cli.output import CliError, note, print_json, print_table, printable, say
+from shoal.cli.output import CliError, NoBrokerError, note, print_json, print_table, printable, say
 from shoal.cli.progress import progress
 
 if TYPE_CHECKING:
@@ -96,9 +96,12 @@ def status(
     endpoint: Endpoint = None, home: Home = None, as_json: AsJson = False, timeout: Timeout = 10.0
 ) -> None:
     """Show what runs where, and the indexes. The exit code is 1 if the cluster is not whole."""
-    with connected(endpoint, home) as client:
-        found = client.cluster_status(timeout_s=timeout)
-        indexes = list(client.list_indexes(timeout_s=timeout))
+    try:
+        with connected(endpoint, home) as client:
+            found = client.cluster_status(timeout_s=timeout)
+            indexes = _indexes(client, timeout)
+    except NoBrokerError as error:
+        _explain_silence(home_folder(home), error)
     logs = _log_folder(home)
     if as_json:
         print_json(status_json(found, indexes, logs))
@@ -108,14 +111,37 @@ def status(
         raise typer.Exit(1)
 
 
+def _indexes(client: Client, timeout_s: float) -> list[Index] | None:
+    """The indexes; None if they cannot be listed, which is no reason not to show the rest."""
+    from shoal.client import ShoalError
+
+    try:
+        return list(client.list_indexes(timeout_s=timeout_s))
+    except ShoalError as error:
+        note(f"the indexes cannot be listed: {error.message} [{error.reason}]", "yellow")
+        return None
+
+
+def _explain_silence(home: Path, error: NoBrokerError) -> NoReturn:
+    """Say whether there is no cluster, or one whose broker is away for a moment."""
+    from shoal.cluster import lifecycle
+
+    if not lifecycle.is_up(home):
+        raise error
+    raise CliError(
+        f"the cluster of {home} runs, but its broker does not answer: it is restarted by itself, "
+        f"try again in a few seconds; logs are in {_log_folder(home)}"
+    ) from error
+
+
 def status_json(
-    found: GetClusterStatusResponse, indexes: list[Index], logs: str | None
+    found: GetClusterStatusResponse, indexes: list[Index] | None, logs: str | None
 ) -> dict[str, Any]:
     """What `shoal status --json` prints."""
     from shoal.cli.plain import as_plain
 
-    listed = {"indexes": [as_plain(each) for each in indexes], "logs": logs}
-    return as_plain(found) | listed
+    listed = None if indexes is None else [as_plain(each) for each in indexes]
+    return as_plain(found) | {"indexes": listed, "logs": logs}
 
 
 def _log_folder(home: Path | None) -> str | None:
@@ -128,7 +154,9 @@ def _log_folder(home: Path | None) -> str | None:
     return str(log_folder(folder))
 
 
-def _print_status(found: GetClusterStatusResponse, indexes: list[Index], logs: str | None) -> None:
+def _print_status(
+    found: GetClusterStatusResponse, indexes: list[Index] | None, logs: str | None
+) -> None:
     from shoal.cli.plain import enum_name
     from shoal.v1.cluster_pb2 import InstanceState, Role
 
@@ -154,7 +182,7 @@ def _print_status(found: GetClusterStatusResponse, indexes: list[Index], logs: s
     say("")
     if indexes:
         print_indexes(indexes)
-    else:
+    elif indexes is not None:
         say("There are no indexes yet.")
     say("")
     say(f"Declared: {_numbers(found.desired)}", "dim")

@@ -24,7 +24,8 @@ INGEST_TIMEOUT_S: Final = 120.0
 # From 20,000 passages on the writer trains a codebook, which takes a minute or two on two cores.
 CODEBOOK_TIMEOUT_S: Final = 900.0
 POLL_S: Final = 0.5
-# What the int8 encoder does on two cores that have nothing else to do, to say what to expect.
+# An estimate for two cores that have nothing else to do, to say what to expect: the int8 encoder
+# does about a hundred texts of this length a second.
 PACKAGES_PER_MINUTE: Final = 6_000
 HITS: Final = 3
 

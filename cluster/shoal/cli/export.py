@@ -23,7 +23,7 @@ app = typer.Typer(
 )
 
 # Texts, or pairs, on which the bundle is compared with its weights.
-COMPARED: Final = 200
+COMPARED: Final = 240
 
 
 class Precision(StrEnum):

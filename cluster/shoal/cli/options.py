@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
-from shoal.cli.output import CliError
+from shoal.cli.output import CliError, NoBrokerError
 
 if TYPE_CHECKING:
     from shoal.client import Client, ShoalError
@@ -90,12 +90,18 @@ def connected(endpoint: str | None, home: Path | None = None) -> Iterator[Client
         with Client(target) as client:
             yield client
     except ShoalError as error:
-        raise CliError(explain(error, target)) from error
+        kind = NoBrokerError if is_no_broker(error) else CliError
+        raise kind(explain(error, target)) from error
+
+
+def is_no_broker(error: ShoalError) -> bool:
+    """True if the call never reached a broker."""
+    return error.reason == "UNSPECIFIED" and error.code.name == "UNAVAILABLE"
 
 
 def explain(error: ShoalError, target: str) -> str:
     """One line: what failed, its reason, and what to do about it."""
-    if error.reason == "UNSPECIFIED" and error.code.name == "UNAVAILABLE":
+    if is_no_broker(error):
         return f"no broker at {target}: run `shoal up`, or name another one with --endpoint"
     remedy = _REMEDIES.get(error.reason, "")
     if error.reason == "OVERLOADED":

@@ -26,6 +26,10 @@ class CliError(Exception):
     """A command that cannot do what it was asked to; the message says why and what to do."""
 
 
+class NoBrokerError(CliError):
+    """Nothing answers where the broker is to be."""
+
+
 def out() -> Console:
     """Where results go."""
     return Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS, highlight=False)

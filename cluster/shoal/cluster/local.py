@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from shoal.cluster.processes import Process, boot_id, find_process, session_members, signal_all
 
 LOOPBACK: Final = "127.0.0.1"
 OBJECT_STORE_BYTES: Final = 100_000_000
@@ -85,19 +86,6 @@ class LocalRay:
     """Of the servers and agents; workers come and go."""
 
 
-class _Process(BaseModel):
-    """A process, told from a later one of the same number by when it started."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    pid: int
-    parent_pid: int
-    session_id: int
-    start_ticks: int
-    """Since the machine booted."""
-    name: str
-
-
 class _Record(BaseModel):
     """What is known of a Ray that was started, kept in a file."""
 
@@ -109,7 +97,7 @@ class _Record(BaseModel):
     temp_dir: Path
     address: str
     """Empty while Ray starts: a record that stays so was left by a start that was killed."""
-    processes: tuple[_Process, ...]
+    processes: tuple[Process, ...]
 
 
 def start_local_ray(
@@ -218,11 +206,11 @@ def _launch(folder: Path, temp_dir: Path, options: Sequence[str]) -> LocalRay:
             start_new_session=True,
         )
         record = _Record(
-            boot_id=_boot_id(),
+            boot_id=boot_id(),
             session_id=starter.pid,
             temp_dir=temp_dir,
             address="",
-            processes=_members(starter.pid),
+            processes=session_members(starter.pid),
         )
         try:
             _write_record(folder, record)
@@ -293,8 +281,8 @@ def _await_start(starter: subprocess.Popen[bytes], log_path: Path) -> None:
 def _end_spares(session_id: int) -> None:
     """End what Ray started and nobody here needs: the client proxy, if it has not ended itself."""
 
-    def spares() -> list[_Process]:
-        members = _members(session_id)
+    def spares() -> list[Process]:
+        members = session_members(session_id)
         raylets = {each.pid for each in members if each.name == "raylet"}
         return [
             each for each in members if each.name not in _SERVERS and each.parent_pid not in raylets
@@ -309,7 +297,7 @@ def _complete(record: _Record, log_path: Path) -> _Record:
     except OSError as error:
         raise LocalRayError(f"Ray did not say where it listens. {_tail(log_path)}") from error
     complete = record.model_copy(
-        update={"address": address, "processes": _members(record.session_id)}
+        update={"address": address, "processes": session_members(record.session_id)}
     )
     if not _is_whole(complete):
         raise LocalRayError(
@@ -357,15 +345,15 @@ def _taken_port() -> Iterator[int]:
 def _end(folder: Path, record: _Record) -> bool:
     """End what is left of a Ray. Returns whether anything was."""
 
-    def survivors() -> list[_Process]:
+    def survivors() -> list[Process]:
         return _survivors(record, folder / "token")
 
-    def all_but_gcs() -> list[_Process]:
+    def all_but_gcs() -> list[Process]:
         return [each for each in survivors() if each.name != "gcs_server"]
 
     left = survivors()
     # The raylet ends its workers in good order, if the GCS is still there to be told.
-    _signal([each for each in left if each.name == "raylet"], signal.SIGTERM)
+    signal_all([each for each in left if each.name == "raylet"], signal.SIGTERM)
     if any(each.name == "raylet" for each in left):
         _gone_within(all_but_gcs, DRAIN_S)
     _kill(survivors)
@@ -375,10 +363,10 @@ def _end(folder: Path, record: _Record) -> bool:
     return bool(left)
 
 
-def _survivors(record: _Record, token: Path) -> list[_Process]:
-    if record.boot_id != _boot_id():
+def _survivors(record: _Record, token: Path) -> list[Process]:
+    if record.boot_id != boot_id():
         return []
-    members = _members(record.session_id)
+    members = session_members(record.session_id)
     known = {(each.pid, each.start_ticks) for each in record.processes}
     if any((each.pid, each.start_ticks) in known for each in members):
         return list(members)
@@ -395,23 +383,17 @@ def _has_token(pid: int, token: Path) -> bool:
         return False
 
 
-def _kill(find: Callable[[], list[_Process]]) -> None:
+def _kill(find: Callable[[], list[Process]]) -> None:
     deadline_s = time.monotonic() + KILL_TIMEOUT_S
     while left := find():
         if time.monotonic() > deadline_s:
             names = ", ".join(f"{each.name} ({each.pid})" for each in left)
             raise LocalRayError(f"processes of Ray do not end: {names}")
-        _signal(left, signal.SIGKILL)
+        signal_all(left, signal.SIGKILL)
         _gone_within(find, 10 * POLL_S)
 
 
-def _signal(processes: Sequence[_Process], number: signal.Signals) -> None:
-    for each in processes:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(each.pid, number)
-
-
-def _gone_within(find: Callable[[], list[_Process]], timeout_s: float) -> None:
+def _gone_within(find: Callable[[], list[Process]], timeout_s: float) -> None:
     deadline_s = time.monotonic() + timeout_s
     while find() and time.monotonic() < deadline_s:
         time.sleep(POLL_S)
@@ -421,46 +403,17 @@ def _gone_within(find: Callable[[], list[_Process]], timeout_s: float) -> None:
 
 
 def _is_whole(record: _Record) -> bool:
-    if not record.address or record.boot_id != _boot_id():
+    if not record.address or record.boot_id != boot_id():
         return False
     needed = [each for each in record.processes if each.name in _SERVERS]
     return len(needed) == len(_SERVERS) and all(
-        (now := _process(each.pid)) is not None and now.start_ticks == each.start_ticks
+        (now := find_process(each.pid)) is not None and now.start_ticks == each.start_ticks
         for each in needed
     )
 
 
-def _one(record: _Record, name: str) -> _Process:
+def _one(record: _Record, name: str) -> Process:
     return next(each for each in record.processes if each.name == name)
-
-
-def _members(session_id: int) -> tuple[_Process, ...]:
-    numbers = [int(each.name) for each in Path("/proc").iterdir() if each.name.isdigit()]
-    processes = [_process(pid) for pid in sorted(numbers)]
-    return tuple(each for each in processes if each is not None and each.session_id == session_id)
-
-
-def _process(pid: int) -> _Process | None:
-    """Look at a process; None if it has ended, reaped or not. Fields: proc_pid_stat(5)."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except OSError:
-        return None
-    head, _, tail = stat.rpartition(")")
-    fields = tail.split()
-    if fields[0] in "ZX":
-        return None
-    return _Process(
-        pid=pid,
-        parent_pid=int(fields[1]),
-        session_id=int(fields[3]),
-        start_ticks=int(fields[19]),
-        name=head.partition("(")[2],
-    )
-
-
-def _boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 # Files

@@ -17,7 +17,10 @@ SEARCH_SHARE: Final = 0.8
 FETCH_SHARE: Final = 0.8
 # The answer must still be built and sent.
 RESERVE_S: Final = 0.005
+RERANK_SHARE: Final = 0.9
 _SMOOTHING: Final = 0.1
+# What seemed too dear a hundred times is tried again at a third of the guess.
+_FORGETTING: Final = 0.01
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,11 @@ class Budget:
         """When the text must be there."""
         return self.deadline.share(FETCH_SHARE)
 
-    def rerank(self) -> Deadline:
-        """When the reranker must have answered."""
-        return Deadline(self.deadline.at_s - RESERVE_S, self.deadline.clock)
+    def rerank(self, patience_s: float) -> Deadline:
+        """When the reranker must have answered: `patience_s` from now at the latest."""
+        spendable_s = self.deadline.budget_s - RESERVE_S
+        within_s = min(patience_s, self.deadline.budget_s * RERANK_SHARE, spendable_s)
+        return Deadline.after(within_s, self.deadline.clock)
 
 
 class RerankCost:
@@ -57,6 +62,11 @@ class RerankCost:
         self._per_candidate_s += _SMOOTHING * (per_candidate_s - self._per_candidate_s)
 
     def affordable(self, wanted: int, budget_s: float) -> int:
-        """How many of `wanted` candidates can be reranked in `budget_s` seconds."""
+        """How many of `wanted` candidates can be reranked in `budget_s` seconds.
+
+        A guess that leads to no call would never be corrected: it is forgotten bit by bit.
+        """
         fits = int((budget_s - self._base_s) / max(self._per_candidate_s, 1e-6))
+        if fits <= 0:
+            self._per_candidate_s *= 1.0 - _FORGETTING
         return max(0, min(wanted, fits))

@@ -28,6 +28,8 @@ _log = logging.getLogger(__name__)
 REST_S: Final = 1.0
 # Changes when the form of what is stored does.
 _FORMAT: Final = b"shoal-1"
+# Looks at once. Who finds them all taken computes instead: that is no fault of Redis.
+_MAX_LOOKS: Final = 64
 
 Result = TypeVar("Result")
 
@@ -68,6 +70,7 @@ class Cache:
         """Connects on first use."""
         self._settings, self._clock = settings, clock
         self._rests_until_s = 0.0
+        self._looks = 0
         self._redis: redis.asyncio.Redis | None = None
         self._storing: set[asyncio.Task[None]] = set()
         if settings.redis_url is not None:
@@ -75,7 +78,6 @@ class Cache:
                 settings.redis_url,
                 socket_timeout=settings.redis_timeout_s,
                 socket_connect_timeout=settings.redis_timeout_s,
-                max_connections=64,
                 retry=None,
             )
 
@@ -87,7 +89,7 @@ class Cache:
     async def get(self, key: bytes) -> bytes | None:
         """Look up a value; None if it is not there, or cannot be had quickly."""
         store = self._redis
-        if store is None or not self.available:
+        if store is None or not self.available or self._looks >= _MAX_LOOKS:
             return None
         return cast("bytes | None", await self._guard(store.get(key)))
 
@@ -96,7 +98,7 @@ class Cache:
         store = self._redis
         if store is None or not self.available or len(value) > self._settings.cache_value_bytes:
             return
-        if len(self._storing) >= self._settings.coalesce_count:
+        if self._looks >= _MAX_LOOKS or len(self._storing) >= _MAX_LOOKS:
             return  # Redis is slower than the answers: what is not stored is computed again.
 
         async def put() -> None:
@@ -114,6 +116,7 @@ class Cache:
             await self._redis.aclose()
 
     async def _guard(self, work: Awaitable[Result]) -> Result | None:
+        self._looks += 1
         try:
             async with asyncio.timeout(self._settings.redis_timeout_s):
                 return await work
@@ -122,3 +125,5 @@ class Cache:
                 _log.warning("the cache is left alone for a moment: %r", error)
             self._rests_until_s = self._clock() + REST_S
             return None
+        finally:
+            self._looks -= 1

@@ -29,6 +29,7 @@ from shoal.v1.errors_pb2 import Reason
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 STATUS_BUDGET_S: Final = 1.0
+CONTROLLER_SHARE: Final = 0.8
 _AWAY: Final = (
     "the controller does not answer; it is restarted by itself, and queries go on meanwhile"
 )
@@ -60,7 +61,8 @@ class ClusterServer(ClusterServiceServicer):
         self, request: ScaleClusterRequest, context: _Context
     ) -> ScaleClusterResponse:
         """Have the controller declare new numbers."""
-        deadline = Deadline.of(context)
+        # What is left is for the answer to travel.
+        deadline = Deadline.of(context).share(CONTROLLER_SHARE)
         change = SetScaleRequest(scale=request.scale)
         try:
             _, response = await self._controllers.first_to_do(
@@ -72,7 +74,8 @@ class ClusterServer(ClusterServiceServicer):
                 deadline,
             )
         except (ServiceError, TimeoutError) as error:
-            if isinstance(error, ServiceError) and error.reason != Reason.REASON_UNSPECIFIED:
+            away = (Reason.REASON_UNSPECIFIED, Reason.REASON_DEADLINE_EXCEEDED)
+            if isinstance(error, ServiceError) and error.reason not in away:
                 raise
             raise ServiceError(
                 Reason.REASON_CONTROLLER_UNAVAILABLE, f"{_AWAY}: try again"

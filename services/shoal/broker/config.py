@@ -18,6 +18,10 @@ class BrokerSettings(BaseModel):
     rerank_candidates: int = Field(default=20, ge=1, le=200)
     """Candidates to rerank when a request does not say. Beyond twenty the reranker's time grows
     faster than the ranking gets better."""
+    rerank_s: float = Field(default=5.0, gt=0)
+    """Seconds that a search waits for the reranker at most; the order of the dense scores is its
+    answer then. Ten times what twenty candidates take on one busy core: longer, and the reranker
+    hangs, or has more work than it will ever do."""
     coalesce_count: int = Field(default=64, ge=1, le=256)
     """Most queries in one call to an encoder, a shard server or a reranker."""
     hedge_ratio: float = Field(default=0.05, ge=0, le=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import grpc
 from shoal.broker.routes import IndexRoute, Routes, ShardGroup
@@ -31,6 +31,8 @@ from shoal.v1.documents_pb2_grpc import DocumentServiceServicer
 from shoal.v1.errors_pb2 import Reason
 
 _Context = grpc.aio.ServicerContext[Any, Any]
+
+READ_SHARE: Final = 0.9
 
 
 class DocumentsServer(DocumentServiceServicer):
@@ -90,7 +92,8 @@ class DocumentsServer(DocumentServiceServicer):
         """Read documents from the shards that own them."""
         check_ids(request.document_ids, MAX_GET_IDS)
         route = self._routes().index(request.index)
-        deadline = Deadline.of(context)
+        # What is left is for the answer to travel.
+        deadline = Deadline.of(context).share(READ_SHARE)
         by_group: dict[ShardGroup, list[str]] = {}
         for id_ in request.document_ids:
             by_group.setdefault(_owner(route, id_), []).append(id_)
@@ -129,7 +132,10 @@ class DocumentsServer(DocumentServiceServicer):
                 deadline,
                 group.servers,
             )
-        except TimeoutError as error:
+        except (TimeoutError, ServiceError) as error:
+            bare = isinstance(error, ServiceError) and error.reason == Reason.REASON_UNSPECIFIED
+            if isinstance(error, ServiceError) and not bare:
+                raise
             raise ServiceError(
                 Reason.REASON_SHARD_UNAVAILABLE,
                 f"{' and '.join(group.servers)} did not answer in time: try again",

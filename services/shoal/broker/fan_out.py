@@ -130,16 +130,25 @@ class FanOut:
         first = asyncio.create_task(self._ask_one(target, route, group, query, deadline))
         racing = {first}
         try:
-            done, _ = await asyncio.wait(
-                racing, timeout=min(target.health.slow_s, deadline.budget_s)
-            )
-            other = self._targets.choose(group.servers, {target.id})
-            if not done and other is not None and self._hedges.take():
-                racing.add(asyncio.create_task(self._ask_one(other, route, group, query, deadline)))
+            if await self._is_slow(first, target, deadline):
+                other = self._targets.choose(group.servers, {target.id})
+                if other is not None:
+                    again = self._ask_one(other, route, group, query, deadline)
+                    racing.add(asyncio.create_task(again))
             return await _first_answer(racing)
         finally:
             for task in racing:
                 task.cancel()
+
+    async def _is_slow(
+        self, call: asyncio.Task[GroupAnswer], target: Target, deadline: Deadline
+    ) -> bool:
+        """Wait for a call, until it is slow and may be hedged, or is taken for lost."""
+        slow_s, lost_s = target.health.slow_s, target.health.lost_s
+        done, _ = await asyncio.wait({call}, timeout=min(slow_s, deadline.budget_s))
+        if not done and not self._hedges.take():
+            done, _ = await asyncio.wait({call}, timeout=min(lost_s - slow_s, deadline.budget_s))
+        return not done
 
     async def _ask_one(
         self,
@@ -207,6 +216,6 @@ async def _first_answer(racing: set[asyncio.Task[GroupAnswer]]) -> GroupAnswer:
     pending = racing
     while True:
         done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            if task.exception() is None or not pending:
-                return task.result()
+        answered = [task for task in done if task.exception() is None]
+        if answered or not pending:
+            return (answered or list(done))[0].result()

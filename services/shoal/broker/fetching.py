@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from shoal.broker.fan_out import GroupAnswer
@@ -18,6 +19,16 @@ from shoal.internal.v1.shard_pb2_grpc import ShardServiceStub
 from shoal.rpc.arrays import UINT64, pack
 from shoal.rpc.deadline import Deadline
 from shoal.rpc.errors import ServiceError
+
+
+@dataclass(frozen=True)
+class ReadFailure:
+    """Passages that could not be read."""
+
+    server: str
+    """The shard server that had found them."""
+    count: int
+    error: Exception
 
 
 class FetchStage:
@@ -34,8 +45,11 @@ class FetchStage:
         answers: Sequence[GroupAnswer],
         fill: Fill.ValueType,
         deadline: Deadline,
-    ) -> list[Passage | None]:
-        """Read the passage of each candidate; None where it could not be read, or is gone."""
+    ) -> tuple[list[Passage | None], list[ReadFailure]]:
+        """Read the passage of each candidate; None where it is gone, or could not be read.
+
+        The failures say which could not be read.
+        """
         passages = list(candidates.passages)
         missing = [position for position, each in enumerate(passages) if each is None]
         by_source: dict[int, list[int]] = {}
@@ -47,10 +61,14 @@ class FetchStage:
                 for source, positions in by_source.items()
             )
         )
-        for positions, found in zip(by_source.values(), fetched, strict=True):
+        failures = []
+        for (source, positions), found in zip(by_source.items(), fetched, strict=True):
+            if isinstance(found, Exception):
+                failures.append(ReadFailure(answers[source].server, len(positions), found))
+                continue
             for position in positions:
                 passages[position] = found.get(int(candidates.row_ids[position]))
-        return passages
+        return passages, failures
 
     async def _fetch(
         self,
@@ -59,7 +77,7 @@ class FetchStage:
         row_ids: np.ndarray[tuple[int], np.dtype[np.uint64]],
         fill: Fill.ValueType,
         deadline: Deadline,
-    ) -> dict[int, Passage]:
+    ) -> dict[int, Passage] | Exception:
         request = FetchPassagesRequest(
             layout=route.layout, row_ids=pack(row_ids, UINT64), fill=fill
         )
@@ -80,6 +98,6 @@ class FetchStage:
                 deadline,
                 holders,
             )
-        except (ServiceError, TimeoutError):
-            return {}
+        except (ServiceError, TimeoutError) as error:
+            return error
         return {passage.row_id: passage for passage in response.passages}

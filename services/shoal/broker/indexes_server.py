@@ -72,6 +72,8 @@ class IndexesServer(IndexServiceServicer):
         )
         route = self._board.routes.indexes.get(request.name)
         if route is not None and route.uid == entry.uid:
+            # The shards were ready a moment ago, and the probe has not heard of it yet.
+            await self._probe.refresh()
             return CreateIndexResponse(index=self._index(route))
         return CreateIndexResponse(
             index=Index(

@@ -118,21 +118,15 @@ class Pipeline:
         budget: Budget,
         trace: Trace,
     ) -> Found:
-        known = self.probe.applied_versions(route)
-        waits = (
-            request.min_table_version
-            if known is None or min(known, default=0) < request.min_table_version
-            else 0
-        )
+        reached = self.probe.reached(route, request.min_table_version)
+        waits = 0 if reached else request.min_table_version
         shard_query = ShardQuery(
             vector, self._depth(query), self._fill(request, route, query), waits
         )
         with _timed(trace, Stage.STAGE_SEARCH):
             found = await self.shards.search(route, shard_query, budget.search())
         for group, error in found.failures:
-            late = isinstance(error, TimeoutError)
-            reason = Reason.REASON_DEADLINE_SHARE_SPENT if late else Reason.REASON_SHARD_UNAVAILABLE
-            why = "did not answer in time" if late else f"failed: {error}"
+            reason, why = _why(error)
             where = f"{shards_text(group.shards)} on {' and '.join(group.servers)}"
             trace.cuts.append(cut(Stage.STAGE_SEARCH, reason, f"{where} {why}"))
         if not found.answers:
@@ -163,18 +157,13 @@ class Pipeline:
         if None not in candidates.passages:
             return candidates.passages
         with _timed(trace, Stage.STAGE_FETCH):
-            passages = await self.fetcher.fetch(
+            passages, failures = await self.fetcher.fetch(
                 route, candidates, found.answers, self._needed(request, query), budget.fetch()
             )
-        if budget.deadline.passed or (len(candidates) and not any(passages)):
-            lost = sum(each is None for each in passages)
-            trace.cuts.append(
-                cut(
-                    Stage.STAGE_FETCH,
-                    Reason.REASON_DEADLINE_SHARE_SPENT,
-                    f"{lost} of {len(passages)} passages could not be read in time",
-                )
-            )
+        for failure in failures:
+            reason, why = _why(failure.error)
+            message = f"{failure.count} passages that {failure.server} had found were left out: it"
+            trace.cuts.append(cut(Stage.STAGE_FETCH, reason, f"{message} {why}"))
         return passages
 
     def _in_dense_order(
@@ -200,7 +189,7 @@ class Pipeline:
         wanted = min(self._rerank_count(query), len(ranked))
         if wanted == 0:
             return ranked
-        deadline = budget.rerank()
+        deadline = budget.rerank(self.settings.rerank_s)
         count = self.rerankers.cost.affordable(wanted, deadline.budget_s)
         if count < wanted:
             trace.cuts.append(
@@ -278,8 +267,24 @@ def _scores(ranked: Sequence[Ranked]) -> NDArray[np.float32]:
     return np.asarray([each.dense_score for each in ranked], dtype=np.float32)
 
 
+def _is_late(error: Exception) -> bool:
+    if isinstance(error, ServiceError):
+        return error.reason == Reason.REASON_DEADLINE_EXCEEDED
+    return isinstance(error, TimeoutError)
+
+
+def _why(error: Exception) -> tuple[Reason.ValueType, str]:
+    if _is_late(error):
+        return Reason.REASON_DEADLINE_SHARE_SPENT, "did not answer in time"
+    return Reason.REASON_SHARD_UNAVAILABLE, f"failed: {error}"
+
+
 def _nobody_answered(found: Found) -> ServiceError:
-    errors = [error for _, error in found.failures if isinstance(error, ServiceError)]
+    errors = [
+        error
+        for _, error in found.failures
+        if isinstance(error, ServiceError) and not _is_late(error)
+    ]
     for error in errors:
         if error.reason in (Reason.REASON_TABLE_VERSION_AHEAD, Reason.REASON_INVALID_FIELD):
             return error

@@ -44,6 +44,7 @@ class Probe:
         self._reports: dict[str, Report] = {}
         self._counts: dict[tuple[_Key, int], int] = {}
         self._task: asyncio.Task[None] | None = None
+        self._asking: dict[str, asyncio.Task[None]] = {}
 
     def start(self) -> None:
         """Begin to ask."""
@@ -55,6 +56,13 @@ class Probe:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
+        for asking in self._asking.values():
+            asking.cancel()
+        await asyncio.gather(*self._asking.values(), return_exceptions=True)
+
+    async def refresh(self) -> None:
+        """Ask everybody now, and wait for the answers."""
+        await asyncio.gather(*(self._ask(target) for target in self._targets.all()))
 
     def states(self, route: IndexRoute, *, fresh: bool = True) -> dict[tuple[str, int], ShardState]:
         """States of an index's shards in its serving layout, by server and shard."""
@@ -81,6 +89,19 @@ class Probe:
             return None
         return tuple(newest[shard] for shard in range(route.shard_count))
 
+    def reached(self, route: IndexRoute, version: int) -> bool:
+        """True if every copy of every shard is known to have applied a table version.
+
+        Not only the newest: a query may be answered by any of them.
+        """
+        states = self.states(route)
+        return all(
+            state is not None and state.ready and state.table_version >= version
+            for group in route.groups
+            for server in group.servers
+            for state in (states.get((server, shard)) for shard in group.shards)
+        )
+
     def known_counts(self, route: IndexRoute) -> dict[int, int]:
         """Passages of each shard, as last known, also of servers that are gone."""
         counts = {shard: self._counts.get((route.key, shard)) for shard in range(route.shard_count)}
@@ -88,10 +109,12 @@ class Probe:
 
     async def _run(self) -> None:
         while True:
-            targets = self._targets.all()
-            await asyncio.gather(*(self._ask(target) for target in targets))
-            known = {target.id for target in targets}
-            self._reports = {id_: each for id_, each in self._reports.items() if id_ in known}
+            targets = {target.id: target for target in self._targets.all()}
+            # One that hangs must not keep the news of the others from coming.
+            self._asking = {id_: task for id_, task in self._asking.items() if not task.done()}
+            for id_ in targets.keys() - self._asking.keys():
+                self._asking[id_] = asyncio.create_task(self._ask(targets[id_]))
+            self._reports = {id_: each for id_, each in self._reports.items() if id_ in targets}
             await asyncio.sleep(self._interval_s)
 
     async def _ask(self, target: Target) -> None:

@@ -16,6 +16,8 @@ FIRST_REST_S: Final = 0.1
 LONGEST_REST_S: Final = 2.0
 # Weight of the newest call in the averages: about the last twenty calls count.
 _SMOOTHING: Final = 0.05
+# A call that took so many times the slow end of its instance's calls is not slow, but lost.
+_LOST_FACTOR: Final = 10.0
 
 
 @dataclass
@@ -29,14 +31,23 @@ class Health:
     """About the 95th percentile of it."""
     failures: int = 0
     rests_until_s: float = 0.0
+    busy_since_s: float = 0.0
+    """Since when it has had calls under way without answering any."""
 
-    def started(self) -> None:
+    @property
+    def lost_s(self) -> float:
+        """After so long a call is taken for lost."""
+        return _LOST_FACTOR * self.slow_s
+
+    def started(self, now_s: float) -> None:
         """A call was made."""
+        if self.in_flight == 0:
+            self.busy_since_s = now_s
         self.in_flight += 1
 
-    def succeeded(self, duration_s: float) -> None:
+    def succeeded(self, duration_s: float, now_s: float) -> None:
         """A call was answered."""
-        self.in_flight -= 1
+        self.refused(now_s)
         self.failures = 0
         self.rests_until_s = 0.0
         self.latency_s += _SMOOTHING * (duration_s - self.latency_s)
@@ -52,13 +63,22 @@ class Health:
         self.failures = min(self.failures + 1, 10)
         self.rests_until_s = now_s + rest_s
 
-    def abandoned(self) -> None:
-        """A call was cancelled by its caller: nobody's fault."""
+    def refused(self, now_s: float) -> None:
+        """A call was answered with an error of the caller's."""
         self.in_flight -= 1
+        self.busy_since_s = now_s
 
-    def cost(self) -> float:
-        """How long the next call is likely to take."""
-        return (self.in_flight + 1) * self.latency_s
+    def abandoned(self, waited_s: float, now_s: float) -> None:
+        """A call was cancelled, or ran out of time: nobody's fault, unless it took for ever."""
+        if waited_s >= self.lost_s:
+            self.failed(now_s)
+        else:
+            self.in_flight -= 1
+
+    def cost(self, now_s: float) -> float:
+        """How long the next call is likely to take: long, if those under way seem stuck."""
+        stuck_s = now_s - self.busy_since_s if self.in_flight else 0.0
+        return (self.in_flight + 1) * max(self.latency_s, stuck_s)
 
 
 class HasHealth(Protocol):
@@ -91,4 +111,4 @@ class Chooser:
             return min(among, key=lambda each: each.health.rests_until_s)
         if len(awake) == 1:
             return awake[0]
-        return min(self._random.sample(awake, 2), key=lambda each: each.health.cost())
+        return min(self._random.sample(awake, 2), key=lambda each: each.health.cost(now_s))

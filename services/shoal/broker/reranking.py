@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,9 @@ from shoal.internal.v1.reranker_pb2 import RerankItem, RerankRequest, RerankResp
 from shoal.internal.v1.reranker_pb2_grpc import RerankerServiceStub
 from shoal.rpc.arrays import FLOAT32
 from shoal.rpc.deadline import Deadline
+
+# Of a call, by the reranker's contract.
+MAX_ITEMS: Final = 64
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,9 @@ class RerankStage:
         """Score a query's passages. Raises ServiceError or TimeoutError."""
         started_s = time.monotonic()
         _, reranked = await self._targets.first_to_do(
-            lambda target: self._coalescer(target).submit(item, deadline), deadline
+            lambda target: self._coalescer(target).submit(item, deadline),
+            deadline,
+            rounds=1,  # There is an answer without it.
         )
         self.cost.observed(len(item.passages), time.monotonic() - started_s)
         return reranked
@@ -54,7 +60,8 @@ class RerankStage:
             async def call(items: Sequence[RerankItem], budget_s: float) -> list[Reranked]:
                 return await _rerank(target, items, budget_s)
 
-            target.coalescers["rerank"] = Coalescer(call, max_count=self._max_count)
+            max_count = min(self._max_count, MAX_ITEMS)
+            target.coalescers["rerank"] = Coalescer(call, max_count=max_count)
         return target.coalescers["rerank"]
 
 

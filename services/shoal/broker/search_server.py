@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import grpc
+from google.protobuf.message import DecodeError
 from shoal.broker.answer import Trace, stamp
 from shoal.broker.cache import answer_key
 from shoal.broker.config import BrokerSettings
@@ -34,6 +35,8 @@ from shoal.v1.status import reason_name
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 RETRY_DELAY_S: Final = 0.25
+# So much more time may make a better answer.
+ROOM_S: Final = 0.1
 
 
 class SearchServer(SearchServiceServicer):
@@ -49,7 +52,7 @@ class SearchServer(SearchServiceServicer):
         """routes: gives the routes that are followed now."""
         self._settings, self._broker_id = settings, broker_id
         self._routes, self._pipeline = routes, pipeline
-        self._flights: SingleFlight[tuple[SearchResponse, Trace]] = SingleFlight()
+        self._flights: SingleFlight[tuple[SearchResponse, Trace, Deadline]] = SingleFlight()
         self._active = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -147,15 +150,21 @@ class SearchServer(SearchServiceServicer):
         fresh = known is not None and min(known, default=0) >= request.min_table_version
         if fresh and known is not None and cache.available:
             started_s = time.monotonic()
-            stored = await cache.get(self._key(request, route, known))
-            if stored is not None:
+            answer = _read(await cache.get(self._key(request, route, known)))
+            if answer is not None:
                 trace = Trace(cache=CacheState.CACHE_STATE_HIT)
                 trace.timings.append((Stage.STAGE_CACHE, time.monotonic() - started_s))
-                return SearchResponse.FromString(stored), trace
+                return answer, trace
         flight = (request.SerializeToString(deterministic=True), route.key, known)
-        (response, trace), shared = await self._flights.run(
-            flight, lambda: self._compute_and_store(request, route, query, deadline), deadline
-        )
+
+        async def compute() -> tuple[SearchResponse, Trace, Deadline]:
+            response, trace = await self._compute_and_store(request, route, query, deadline)
+            return response, trace, deadline
+
+        (response, trace, theirs), shared = await self._flights.run(flight, compute, deadline)
+        if shared and not response.coverage.complete and deadline.at_s > theirs.at_s + ROOM_S:
+            # Perhaps cut for want of time, of which there is more here, and among others like this.
+            (response, trace, _), shared = await self._flights.run(flight, compute, deadline)
         if not shared:
             return response, trace
         # Others hold the same message: each writes its own timings into a copy.
@@ -176,3 +185,10 @@ class SearchServer(SearchServiceServicer):
     def _key(self, request: SearchRequest, route: IndexRoute, versions: tuple[int, ...]) -> bytes:
         models = (route.encoder_model, *self._routes().reranker_models)
         return answer_key(request, route, versions, models)
+
+
+def _read(stored: bytes | None) -> SearchResponse | None:
+    try:
+        return None if stored is None else SearchResponse.FromString(stored)
+    except DecodeError:
+        return None  # Somebody else's bytes, or damaged ones: as good as nothing.

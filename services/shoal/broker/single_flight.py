@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 class SingleFlight(Generic[Result]):
     """Runs one computation a key at a time; whoever comes meanwhile shares it.
 
-    Each keeps its own deadline: one that has more time than the first goes on alone if the first
+    Each keeps its own deadline: those that have more time than the first try once more if the first
     fails, and the computation is cancelled only when everybody has left.
     """
 
@@ -30,14 +30,17 @@ class SingleFlight(Generic[Result]):
         Raises TimeoutError at the deadline, or what the computation raised.
         """
         flight = self._flights.get(key)
-        if flight is None:
-            return await self._lead(key, compute, deadline), False
-        try:
-            return await self._join(flight, deadline), True
-        except Exception:
-            if deadline.passed:
-                raise
-            return await self._lead(key, compute, deadline), False
+        if flight is not None:
+            try:
+                return await self._join(key, flight, deadline), True
+            except Exception:
+                if deadline.passed:
+                    raise
+            # Whoever led may have had less time. All that have more try once again, together.
+            flight = self._flights.get(key)
+        if flight is not None:
+            return await self._join(key, flight, deadline), True
+        return await self._lead(key, compute, deadline), False
 
     async def _lead(
         self, key: Hashable, compute: Callable[[], Awaitable[Result]], deadline: Deadline
@@ -47,10 +50,10 @@ class SingleFlight(Generic[Result]):
         flight = (task, [0])
         self._flights[key] = flight
         task.add_done_callback(lambda _: self._landed(key, task))
-        return await self._join(flight, deadline)
+        return await self._join(key, flight, deadline)
 
     async def _join(
-        self, flight: tuple[asyncio.Task[Result], list[int]], deadline: Deadline
+        self, key: Hashable, flight: tuple[asyncio.Task[Result], list[int]], deadline: Deadline
     ) -> Result:
         task, waiting = flight
         waiting[0] += 1
@@ -61,10 +64,12 @@ class SingleFlight(Generic[Result]):
             waiting[0] -= 1
             if waiting[0] == 0 and not task.done():
                 task.cancel()
+                # It takes a moment to end; who comes meanwhile must not be cancelled with it.
+                self._landed(key, task)
 
     def _landed(self, key: Hashable, task: asyncio.Task[Result]) -> None:
         flight = self._flights.get(key)
         if flight is not None and flight[0] is task:
             del self._flights[key]
-        if not task.cancelled():
+        if task.done() and not task.cancelled():
             task.exception()

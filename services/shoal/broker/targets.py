@@ -17,6 +17,7 @@ from shoal.broker.replicas import Chooser, Health
 from shoal.rpc.channels import open_channel
 from shoal.rpc.deadline import Deadline
 from shoal.rpc.errors import ServiceError, service_error_of
+from shoal.v1.errors_pb2 import Reason
 
 Result = TypeVar("Result")
 
@@ -50,19 +51,29 @@ class Target:
     async def call(self, work: Callable[[], Awaitable[Result]]) -> Result:
         """Make a call and learn from how it went. Raises ServiceError."""
         started_s = time.monotonic()
-        self.health.started()
+        self.health.started(started_s)
         try:
             result = await work()
         except grpc.aio.AioRpcError as error:
-            if error.code() in RETRIED or error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
-                self.health.failed(time.monotonic())
+            now_s = time.monotonic()
+            if error.code() in RETRIED:
+                self.health.failed(now_s)
+            elif error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+                self.health.abandoned(now_s - started_s, now_s)
             else:
-                self.health.abandoned()
+                self.health.refused(now_s)
             raise service_error_of(error) from error
-        except BaseException:
-            self.health.abandoned()
+        except BaseException as error:
+            now_s = time.monotonic()
+            self.health.abandoned(now_s - started_s, now_s)
+            if isinstance(error, asyncio.CancelledError) and not _is_cancelled():
+                # Not by the caller: the channel was closed under the call.
+                raise ServiceError(
+                    Reason.REASON_DRAINING, f"{self.id} has left the cluster: ask another one"
+                ) from error
             raise
-        self.health.succeeded(time.monotonic() - started_s)
+        now_s = time.monotonic()
+        self.health.succeeded(now_s - started_s, now_s)
         return result
 
 
@@ -107,17 +118,24 @@ class Targets:
         work: Callable[[Target], Awaitable[Result]],
         deadline: Deadline,
         ids: Sequence[str] | None = None,
+        *,
+        rounds: int | None = None,
     ) -> tuple[Target, Result]:
         """Have one of the instances do something, and another if that one fails.
 
         Goes over all of them, again and again, until the deadline: one that was killed is back
-        within seconds. Raises the last ServiceError, or TimeoutError if there was none.
+        within seconds. `rounds` is for what is not worth waiting for. Raises the last ServiceError,
+        or TimeoutError if there was none.
         """
         failed: set[str] = set()
         last: ServiceError | None = None
         while not deadline.passed:
             target = self.choose(ids, failed)
             if target is None:
+                if rounds is not None:
+                    rounds -= 1
+                    if rounds <= 0:
+                        break
                 failed.clear()
                 await asyncio.sleep(min(ROUND_S, deadline.budget_s))
                 continue
@@ -136,11 +154,18 @@ class Targets:
 
     async def close(self) -> None:
         """Close all connections."""
-        for task in self._closing:
+        closing = list(self._closing)
+        for task in closing:
             task.cancel()
+        await asyncio.gather(*closing, return_exceptions=True)
         for target in self._targets.values():
             await target.channel.close()
         self._targets.clear()
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 async def _close_later(target: Target) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import grpc
 from shoal.broker.targets import Target, Targets
@@ -13,6 +13,8 @@ from shoal.rpc.errors import ServiceError, service_error_of
 from shoal.v1.errors_pb2 import Reason
 
 Response = TypeVar("Response")
+
+WRITER_SHARE: Final = 0.9
 
 
 async def reach_writer(
@@ -28,6 +30,8 @@ async def reach_writer(
         stub = WriterServiceStub(target.channel)
         return await target.call(lambda: work(stub, deadline.budget_s))
 
+    # What is left is for the answer to travel.
+    deadline = deadline.share(WRITER_SHARE)
     try:
         _, response = await writers.first_to_do(once, deadline)
     except TimeoutError as error:

@@ -23,8 +23,8 @@ class BundleTokenizer:
 
     def __init__(self, path: Path, max_length: int) -> None:
         """path: of tokenizer.json. Raises BundleInvalidError."""
-        # Else the first batch starts a thread for every core of the machine, whatever the budget, and
-        # gains nothing at the sizes here. Whoever sets the variable is obeyed.
+        # Else the first batch starts a thread for each core of the machine, whatever the budget,
+        # and gains nothing at these sizes. Whoever sets the variable is obeyed.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         from tokenizers import Tokenizer
 

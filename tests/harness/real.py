@@ -1,0 +1,52 @@
+"""A cluster of real services in one process: the encoder's bundle, Lance, FAISS, and gRPC between.
+
+Two shard servers with a shard each, so that every search is fanned out, merged and fetched. What a
+controller does is done by `tests.harness.cluster.control`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from shoal.broker.config import BrokerSettings
+from shoal.broker.server import BrokerService
+from shoal.client import AsyncClient
+from shoal.encoder.config import EncoderSettings
+from shoal.encoder.server import EncoderService
+from shoal.shard.config import ShardSettings
+from shoal.shard.server import ShardService
+from shoal.writer.config import WriterSettings
+from shoal.writer.server import WriterService
+
+from tests.harness.cluster import Cluster, Groups, controlled
+from tests.harness.stand_ins import RERANKER_MODEL, StandInReranker
+
+ENCODER = Path(__file__).resolve().parents[2] / "deploy" / "bundles" / "all-minilm-l6-v2-int8"
+GROUPS: Groups = [((0,), ("shard-server-0",)), ((1,), ("shard-server-1",))]
+
+
+@contextlib.asynccontextmanager
+async def real_cluster(data: Path, groups: Groups = GROUPS) -> AsyncIterator[Cluster]:
+    """Start everything, and have it controlled."""
+    cluster = Cluster()
+    try:
+        await cluster.add(EncoderService(EncoderSettings(bundle=ENCODER), "encoder-0"))
+        await cluster.add(StandInReranker(), model=RERANKER_MODEL)
+        for id_ in sorted({id_ for _, ids in groups for id_ in ids}):
+            settings = ShardSettings(follow_interval_s=0.05, threads=1)
+            await cluster.add(ShardService(settings, id_))
+        await cluster.add(WriterService(WriterSettings(data=data), "writer-0"))
+        broker = BrokerService(BrokerSettings(probe_interval_s=0.05), "broker-0")
+        await cluster.add(broker)
+        await cluster.publish()
+        async with controlled(cluster, groups):
+            yield cluster
+    finally:
+        await cluster.close()
+
+
+def client_of(cluster: Cluster) -> AsyncClient:
+    """A client of the broker."""
+    return AsyncClient(cluster.instances["broker-0"].address)
