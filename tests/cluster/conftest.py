@@ -23,6 +23,7 @@ cluster: test
 broker_port: {port}
 scale: {{shards: 2, replicas: 1, encoders: 1, rerankers: 1, brokers: 1}}
 redis: {{mode: embedded}}
+train_at_passages: 1000
 """
 
 

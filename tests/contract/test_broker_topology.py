@@ -13,7 +13,7 @@ from shoal.v1.errors_pb2 import Reason
 from shoal.v1.indexes_pb2 import DescribeIndexRequest, IndexState
 
 from tests.harness.broker import ONE_SERVER, TWO_SERVERS, Rig, ids_of, rigged
-from tests.harness.cluster import key_of, placement
+from tests.harness.cluster import key_of, placement, until
 from tests.harness.stand_ins import (
     DIMENSION,
     ENCODER_MODEL,
@@ -113,3 +113,29 @@ async def test_an_encoder_that_drains_gets_nothing_new(rig: Rig) -> None:
         await rig.search(f"whale {number}")
     assert len(other.calls) == 4
     assert not rig.encoder.calls
+
+
+async def test_a_call_to_one_that_has_left_is_made_again_elsewhere(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shoal.broker.targets.CLOSE_GRACE_S", 0.05)
+    rig.encoder.faults.gate.clear()
+    search = asyncio.create_task(rig.search())
+    await until(lambda: bool(rig.encoder.calls))
+    await rig.cluster.add(StandInEncoder("encoder-1"))
+    del rig.cluster.instances["encoder-0"]
+    await rig.cluster.publish()
+    assert ids_of(await search) == rig.best()
+
+
+async def test_a_broker_that_stops_finishes_what_it_has_begun(rig: Rig) -> None:
+    rig.encoder.faults.gate.clear()
+    search = asyncio.create_task(rig.search())
+    await until(lambda: bool(rig.encoder.calls))
+    stopping = asyncio.create_task(rig.cluster.hosts["broker-0"].stop(20.0))
+    health = rig.cluster.hosts["broker-0"]._health
+    await until(lambda: health._gracefully_shutting_down)
+    assert not stopping.done()
+    rig.encoder.faults.gate.set()
+    assert ids_of(await search) == rig.best()
+    await stopping

@@ -122,8 +122,7 @@ async def test_identical_queries_make_one_call_to_the_encoder() -> None:
     async with rigged() as rig:
         rig.encoder.faults.gate.clear()
         searches = [asyncio.create_task(rig.search(explain=True)) for _ in range(8)]
-        await until(lambda: bool(rig.encoder.calls))
-        await asyncio.sleep(0.1)
+        await until(lambda: rig.under_way == 8)
         rig.encoder.faults.gate.set()
         found = await asyncio.gather(*searches)
         assert [text for call in rig.encoder.calls for text in call] == ["whale ship"]
@@ -135,11 +134,12 @@ async def test_identical_queries_make_one_call_to_the_encoder() -> None:
 async def test_an_answer_that_was_cut_for_lack_of_time_is_not_shared_with_those_who_have_it() -> (
     None
 ):
-    async with rigged() as rig:
+    async with rigged(rerank_s=1.0) as rig:
         rig.reranker.faults.gate.clear()
-        hurried = asyncio.create_task(rig.search(rerank=True, timeout_s=1.0))
+        hurried = asyncio.create_task(rig.search(rerank=True, timeout_s=5.0))
         await until(lambda: bool(rig.reranker.calls))
         patient = asyncio.create_task(rig.search(rerank=True, timeout_s=20.0))
+        await until(lambda: rig.under_way == 2)
         assert not (await hurried).coverage.complete
         rig.reranker.faults.gate.set()
         assert (await patient).coverage.complete
@@ -149,8 +149,7 @@ async def test_queries_that_wait_for_the_encoder_share_its_next_call() -> None:
     async with rigged() as rig:
         rig.encoder.faults.gate.clear()
         searches = [asyncio.create_task(rig.search(f"reef {number}")) for number in range(9)]
-        await until(lambda: bool(rig.encoder.calls))
-        await asyncio.sleep(0.1)
+        await until(lambda: rig.under_way == 9)
         rig.encoder.faults.gate.set()
         await asyncio.gather(*searches)
         assert len(rig.encoder.calls) <= 3
@@ -160,8 +159,7 @@ async def test_more_than_is_allowed_is_refused_with_a_delay() -> None:
     async with rigged(max_concurrent=2) as rig:
         rig.encoder.faults.gate.clear()
         taken = [asyncio.create_task(rig.search(f"gull {number}")) for number in range(2)]
-        await until(lambda: bool(rig.encoder.calls))
-        await asyncio.sleep(0.1)
+        await until(lambda: rig.under_way == 2)
         with pytest.raises(ServiceError) as caught:
             await rig.search("one too many")
         assert caught.value.reason == Reason.REASON_OVERLOADED

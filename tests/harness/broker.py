@@ -47,6 +47,11 @@ class Rig:
     shards: dict[str, StandInShardServer]
     broker: BrokerService
 
+    @property
+    def under_way(self) -> int:
+        """Searches that the broker has taken and not answered: nothing tells from outside."""
+        return self.broker._search._active
+
     async def search(self, query: str = "whale ship", **fields: Any) -> SearchResponse:
         """Search the one index."""
         return await self.caller.search(query, **fields)

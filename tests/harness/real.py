@@ -1,4 +1,4 @@
-"""A cluster of real services in one process: the encoder's bundle, Lance, FAISS, and gRPC between.
+"""A cluster of real services in one process: the bundles, Lance, FAISS, and gRPC between.
 
 Two shard servers with a shard each, so that every search is fanned out, merged and fetched. What a
 controller does is done by `tests.harness.cluster.control`.
@@ -15,15 +15,18 @@ from shoal.broker.server import BrokerService
 from shoal.client import AsyncClient
 from shoal.encoder.config import EncoderSettings
 from shoal.encoder.server import EncoderService
+from shoal.reranker.config import RerankerSettings
+from shoal.reranker.server import RerankerService
 from shoal.shard.config import ShardSettings
 from shoal.shard.server import ShardService
 from shoal.writer.config import WriterSettings
 from shoal.writer.server import WriterService
 
 from tests.harness.cluster import Cluster, Groups, controlled
-from tests.harness.stand_ins import RERANKER_MODEL, StandInReranker
 
-ENCODER = Path(__file__).resolve().parents[2] / "deploy" / "bundles" / "all-minilm-l6-v2-int8"
+BUNDLES = Path(__file__).resolve().parents[2] / "deploy" / "bundles"
+ENCODER = BUNDLES / "all-minilm-l6-v2-int8"
+RERANKER = BUNDLES / "reranker-minilm-l2-int8"
 GROUPS: Groups = [((0,), ("shard-server-0",)), ((1,), ("shard-server-1",))]
 
 
@@ -33,7 +36,7 @@ async def real_cluster(data: Path, groups: Groups = GROUPS) -> AsyncIterator[Clu
     cluster = Cluster()
     try:
         await cluster.add(EncoderService(EncoderSettings(bundle=ENCODER), "encoder-0"))
-        await cluster.add(StandInReranker(), model=RERANKER_MODEL)
+        await cluster.add(RerankerService(RerankerSettings(bundle=RERANKER), "reranker-0"))
         for id_ in sorted({id_ for _, ids in groups for id_ in ids}):
             settings = ShardSettings(follow_interval_s=0.05, threads=1)
             await cluster.add(ShardService(settings, id_))

@@ -73,13 +73,13 @@ def state(shard: int, *, ready: bool = True, passages: int = 10) -> ShardState:
 
 def test_coverage_is_complete_only_if_every_shard_answered_and_nothing_was_cut() -> None:
     both = [state(0), state(1, passages=5)]
-    whole = coverage_of(2, both, {}, [])
+    whole = coverage_of(2, both, dict, [])
     assert whole.complete
     assert (whole.shards_searched, whole.shards_total) == (2, 2)
     assert (whole.passages_searched, whole.passages_total) == (15, 15)
 
     late = cut(Stage.STAGE_RERANK, Reason.REASON_DEADLINE_SHARE_SPENT, "late")
-    assert not coverage_of(2, both, {}, [late]).complete
+    assert not coverage_of(2, both, dict, [late]).complete
     assert late.reason == "DEADLINE_SHARE_SPENT"
 
 
@@ -87,7 +87,7 @@ def test_coverage_is_complete_only_if_every_shard_answered_and_nothing_was_cut()
 def test_a_missing_shard_counts_with_what_it_was_last_known_to_hold(
     states: list[ShardState],
 ) -> None:
-    part = coverage_of(2, states, {0: 9, 1: 7}, [])
+    part = coverage_of(2, states, lambda: {0: 9, 1: 7}, [])
     assert not part.complete
     assert (part.shards_searched, part.shards_total) == (1, 2)
     assert (part.passages_searched, part.passages_total) == (10, 17)

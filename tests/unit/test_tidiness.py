@@ -209,7 +209,8 @@ def test_the_targets_that_pages_show_exist():
 def test_files_that_pages_name_are_there():
     for page in PAGES:
         named = re.findall(
-            r"(?:deploy|loadtest|services|protos|cluster)/[\w./-]+\w", page.read_text()
+            r"(?<![\w/])(?:deploy|loadtest|services|protos|cluster|tests|training)/[\w./-]+\w",
+            page.read_text(),
         )
         missing = [name for name in named if "." in Path(name).name and not (ROOT / name).exists()]
         assert missing == [], name_of(page)

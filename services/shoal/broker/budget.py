@@ -67,6 +67,6 @@ class RerankCost:
         A guess that leads to no call would never be corrected: it is forgotten bit by bit.
         """
         fits = int((budget_s - self._base_s) / max(self._per_candidate_s, 1e-6))
-        if fits <= 0:
+        if fits <= 0 and budget_s > self._base_s:
             self._per_candidate_s *= 1.0 - _FORGETTING
         return max(0, min(wanted, fits))

@@ -10,7 +10,7 @@ counted as missing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from shoal.internal.v1.shard_pb2 import ShardState
 from shoal.v1.errors_pb2 import Reason
@@ -26,21 +26,22 @@ def cut(stage: Stage.ValueType, reason: Reason.ValueType, message: str) -> Stage
 def coverage_of(
     shard_count: int,
     states: Iterable[ShardState],
-    known_counts: Mapping[int, int],
+    known_counts: Callable[[], Mapping[int, int]],
     cuts: Sequence[StageCut],
 ) -> Coverage:
     """State the coverage of an answer.
 
-    states: of the shards that were asked; known_counts: passages of each shard, as last known.
+    states: of the shards that were asked; known_counts: passages of each shard, as last known;
+    looked up only if one is missing.
     """
     searched = {state.shard: state.passage_count for state in states if state.ready}
-    total = sum(searched.get(shard, known_counts.get(shard, 0)) for shard in range(shard_count))
+    counts = searched if len(searched) == shard_count else {**known_counts(), **searched}
     return Coverage(
         complete=len(searched) == shard_count and not cuts,
         shards_searched=len(searched),
         shards_total=shard_count,
         passages_searched=sum(searched.values()),
-        passages_total=total,
+        passages_total=sum(counts.values()),
         cuts=cuts,
     )
 

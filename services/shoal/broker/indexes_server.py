@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 import grpc
@@ -53,7 +54,10 @@ class IndexesServer(IndexServiceServicer):
             raise InvalidFieldError("request_id", "has more than 64 bytes")
         deadline = Deadline.of(context)
         creation = CreateTableRequest(
-            name=request.name, dimension=request.dimension, request_id=request.request_id
+            name=request.name,
+            dimension=request.dimension,
+            # Repeating a call whose answer was lost must not find its own index in the way.
+            request_id=request.request_id or uuid.uuid4().hex,
         )
         response = await reach_writer(
             self._writers,
@@ -73,7 +77,7 @@ class IndexesServer(IndexServiceServicer):
         route = self._board.routes.indexes.get(request.name)
         if route is not None and route.uid == entry.uid:
             # The shards were ready a moment ago, and the probe has not heard of it yet.
-            await self._probe.refresh()
+            await self._probe.refresh(deadline.share(0.5))
             return CreateIndexResponse(index=self._index(route))
         return CreateIndexResponse(
             index=Index(

@@ -38,10 +38,11 @@ def merge(lists: Sequence[CandidateList], top_k: int) -> Candidates:
     passages: list[Passage | None] = []
     for each, count in zip(lists, counts, strict=True):
         passages += each.passages if len(each.passages) == count else [None] * count
-    if len(lists) == 1:
-        order: NDArray[np.intp] = np.arange(min(top_k, len(row_ids)))
-    else:
-        order = np.lexsort((row_ids, -scores))[:top_k]
+    if len(lists) == 1:  # It is in order.
+        end = slice(top_k)
+        kept = tuple(passages[end])
+        return Candidates(row_ids[end], scores[end], shards[end], sources[end], kept)
+    order = np.lexsort((row_ids, -scores))[:top_k]
     return Candidates(
         row_ids[order],
         scores[order],

@@ -118,8 +118,9 @@ class Pipeline:
         budget: Budget,
         trace: Trace,
     ) -> Found:
-        reached = self.probe.reached(route, request.min_table_version)
-        waits = 0 if reached else request.min_table_version
+        wanted = request.min_table_version
+        reached = wanted == 0 or self.probe.reached(route, wanted)
+        waits = 0 if reached else wanted
         shard_query = ShardQuery(
             vector, self._depth(query), self._fill(request, route, query), waits
         )
@@ -154,7 +155,7 @@ class Pipeline:
         budget: Budget,
         trace: Trace,
     ) -> Sequence[Passage | None]:
-        if None not in candidates.passages:
+        if all(passage is not None for passage in candidates.passages):
             return candidates.passages
         with _timed(trace, Stage.STAGE_FETCH):
             passages, failures = await self.fetcher.fetch(
@@ -247,7 +248,7 @@ class Pipeline:
         coverage = coverage_of(
             route.shard_count,
             [state for _, state in states],
-            self.probe.known_counts(route),
+            lambda: self.probe.known_counts(route),
             trace.cuts,
         )
         if request.require_complete and not coverage.complete:

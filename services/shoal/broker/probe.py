@@ -19,6 +19,7 @@ from shoal.broker.routes import IndexRoute
 from shoal.broker.targets import Target, Targets
 from shoal.internal.v1.shard_pb2 import DescribeShardsRequest, ShardState
 from shoal.internal.v1.shard_pb2_grpc import ShardServiceStub
+from shoal.rpc.deadline import Deadline
 
 TIMEOUT_S: Final = 1.0
 # A server that was not heard of for so long is not counted on.
@@ -60,9 +61,11 @@ class Probe:
             asking.cancel()
         await asyncio.gather(*self._asking.values(), return_exceptions=True)
 
-    async def refresh(self) -> None:
-        """Ask everybody now, and wait for the answers."""
-        await asyncio.gather(*(self._ask(target) for target in self._targets.all()))
+    async def refresh(self, deadline: Deadline) -> None:
+        """Ask everybody now, and wait for the answers, as far as they come in time."""
+        with contextlib.suppress(TimeoutError):
+            async with deadline.timeout():
+                await asyncio.gather(*(self._ask(target) for target in self._targets.all()))
 
     def states(self, route: IndexRoute, *, fresh: bool = True) -> dict[tuple[str, int], ShardState]:
         """States of an index's shards in its serving layout, by server and shard."""
