@@ -307,3 +307,23 @@ def test_every_role_is_wanted_as_often_as_declared() -> None:
     assert roles.count(Role.ROLE_RERANKER) == 0
     assert roles.count(Role.ROLE_BROKER) == 2
     assert roles.count(Role.ROLE_WRITER) == roles.count(Role.ROLE_REDIS) == 1
+
+
+def test_after_a_pause_of_its_own_the_controller_kills_nobody() -> None:
+    world = World(Scale())
+    world.run(10)
+    world.now_s += 10 * HUNG_S  # As if the machine had slept.
+    world.run(8)
+    assert world.restarted == []
+
+
+def test_a_shard_that_nobody_has_ready_is_a_problem() -> None:
+    world = World(Scale())
+    world.catalogue = [_entry()]
+    world.run(12)
+    seen = world.instances["shard-server-0-0"]
+    assert seen.answer is not None
+    bare = PublishTopologyResponse(epoch=seen.answer.epoch)
+    world.instances["shard-server-0-0"] = replace(seen, answer=bare, answered_s=world.now_s)
+    found = problems(world.config, world.memory, world.observed(), world.now_s)
+    assert any("docs" in problem for problem in found)

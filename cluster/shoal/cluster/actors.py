@@ -26,7 +26,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from shoal.cluster import local
 from shoal.cluster.config import ClusterConfig
 from shoal.cluster.controller_server import ControllerService
-from shoal.cluster.hosting import InstanceSpec, Placed, PortFile, build_host
+from shoal.cluster.hosting import InstanceDiedError, InstanceSpec, Placed, PortFile, build_host
 from shoal.rpc.server import ServiceHost
 
 _log = logging.getLogger(__name__)
@@ -121,10 +121,6 @@ def _log_to_stderr() -> None:
 
 def _reachable_host(host: str) -> str:
     return str(ray.util.get_node_ip_address()) if host == "node" else host
-
-
-class InstanceDiedError(Exception):
-    """An instance that Ray gave up on; the message says why."""
 
 
 @contextlib.contextmanager
@@ -268,7 +264,7 @@ class RayCluster:
             raise InstanceDiedError(_first_cause(error)) from error
         return str(address), str(node)
 
-    def remove(self, placed: Placed, grace_s: float = 6.0) -> None:
+    def remove(self, placed: Placed, grace_s: float = 12.0) -> None:
         """Stop an instance for good."""
         try:
             ray.get(placed.handle.stop.remote(), timeout=grace_s)

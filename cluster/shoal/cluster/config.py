@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from shoal.v1 import cluster_pb2
 
 HOME_VARIABLE: Final = "SHOAL_HOME"
@@ -68,6 +68,11 @@ class Redis(_Frozen):
     maxmemory_bytes: int = Field(default=64 * 1024 * 1024, ge=1024 * 1024)
     """Memory of the embedded server; the least recently used entries make room. 64 MiB hold about
     ten thousand answers of ten hits."""
+
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _yaml_reads_off_as_false(cls, mode: object) -> object:
+        return "off" if mode is False else mode
 
     @model_validator(mode="after")
     def _url_fits_mode(self) -> Redis:

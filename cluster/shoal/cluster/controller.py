@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from shoal.cluster.config import ClusterConfig, Scale
-from shoal.cluster.index_plan import Growth, Training, plan_index, training_due
+from shoal.cluster.index_plan import Growth, Training, plan_index, serves, training_due
 from shoal.cluster.placement import wanted_instances
 from shoal.internal.v1.topology_pb2 import IndexPlacement, PublishTopologyResponse, Topology
 from shoal.internal.v1.writer_pb2 import CatalogEntry
@@ -77,6 +77,10 @@ class Memory:
     """When each instance that is to go left the topology's service."""
     growth: Mapping[str, Growth] = field(default_factory=dict)
     """How each index has grown, by uid."""
+    planned_s: float = 0.0
+    """When the step before this one was."""
+    awake_s: float = 0.0
+    """Since when steps have followed one another without a pause: silence before does not count."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,8 @@ def plan(
 
     now_s: of a monotonic clock, in seconds.
     """
+    paused = now_s - memory.planned_s > SILENT_S
+    memory = replace(memory, planned_s=now_s, awake_s=now_s if paused else memory.awake_s)
     wanted = wanted_instances(config, memory.scale)
     indexes = _plan_indexes(config, memory, observed, now_s)
     draining = _plan_draining(wanted, indexes, memory, observed, now_s)
@@ -126,7 +132,11 @@ def plan(
         Create(id_, role) for id_, role in wanted.items() if id_ not in observed.instances
     ]
     actions += _plan_removals(memory, observed, draining, now_s)
-    actions += [Restart(seen.id) for seen in observed.instances.values() if _hangs(seen, now_s)]
+    actions += [
+        Restart(seen.id)
+        for seen in observed.instances.values()
+        if _hangs(seen, memory.awake_s, now_s)
+    ]
     actions += [
         Train(entry)
         for entry in observed.catalogue or ()
@@ -158,17 +168,35 @@ def problems(config: ClusterConfig, memory: Memory, observed: Observed, now_s: f
         elif seen.answer is not None and seen.answer.problem:
             found.append(f"{id_}: {seen.answer.problem}")
     found += [f"{id_} is draining" for id_ in observed.instances if id_ not in wanted]
+    found += _index_problems(memory, observed, now_s)
+    if observed.catalogue is None:
+        found.append("the writer's catalogue was not read yet")
+    return found
+
+
+def _index_problems(memory: Memory, observed: Observed, now_s: float) -> list[str]:
+    found = []
+    answers = ready_answers(observed, now_s)
     for index in memory.topology.indexes:
         if not index.HasField("serving"):
             found.append(f"index {index.name} is being loaded for the first time")
+        elif not serves(index.serving, index.uid, answers):
+            found.append(f"index {index.name} has shards that no shard server has ready")
         elif index.HasField("preparing"):
             found.append(
                 f"index {index.name} is being prepared in {index.preparing.shard_count} shards at "
                 f"version {index.preparing.index_version}; the old layout serves"
             )
-    if observed.catalogue is None:
-        found.append("the writer's catalogue was not read yet")
     return found
+
+
+def ready_answers(observed: Observed, now_s: float) -> dict[str, PublishTopologyResponse]:
+    """The last answers of the instances that answer, by id."""
+    return {
+        seen.id: seen.answer
+        for seen in observed.instances.values()
+        if seen.answer is not None and seen.is_ready(now_s)
+    }
 
 
 def _plan_indexes(
@@ -177,11 +205,7 @@ def _plan_indexes(
     if observed.catalogue is None:  # No writer yet: go on with what was published.
         return list(memory.topology.indexes)
     before = {index.uid: index for index in memory.topology.indexes}
-    answers = {
-        seen.id: seen.answer
-        for seen in observed.instances.values()
-        if seen.answer is not None and seen.is_ready(now_s)
-    }
+    answers = ready_answers(observed, now_s)
     return [
         plan_index(entry, before.get(entry.uid), memory.scale, answers)
         for entry in observed.catalogue
@@ -226,8 +250,8 @@ def _plan_removals(
     ]
 
 
-def _hangs(seen: Seen, now_s: float) -> bool:
-    last_s = seen.placed_s if seen.answered_s is None else max(seen.answered_s, seen.placed_s)
+def _hangs(seen: Seen, awake_s: float, now_s: float) -> bool:
+    last_s = max(seen.placed_s, seen.answered_s or 0.0, awake_s)
     return bool(seen.address) and now_s - last_s > HUNG_S
 
 

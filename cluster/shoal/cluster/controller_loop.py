@@ -99,7 +99,9 @@ class ControllerLoop:
         """home: folder on this machine for the state file and the instances' own files."""
         self._config, self._home, self._platform, self._clock = config, home, platform, clock
         self._state_file = StateFile(home / "controller.json")
-        self._memory = self._state_file.load() or Memory(config.scale)
+        self._memory = self._state_file.load(config.scale) or Memory(config.scale)
+        self._save_error = ""
+        self._adopted = False
         if self._memory.topology.epoch == 0:
             # Above whatever a lost state file had counted to.
             self._memory.topology.epoch = time.time_ns() // 1_000_000
@@ -122,12 +124,13 @@ class ControllerLoop:
     @property
     def problems(self) -> list[str]:
         """What differs from what is declared. Empty if the cluster is whole."""
-        return problems(self._config, self._memory, self._observed(), self._clock())
+        found = problems(self._config, self._memory, self._observed(), self._clock())
+        return [self._save_error, *found] if self._save_error else found
 
     def set_scale(self, scale: Scale) -> None:
         """Declare new numbers; durable when this returns."""
         memory = replace(self._memory, scale=scale)
-        self._state_file.save(memory)
+        self._state_file.save(memory, self._config.scale)
         self._memory = memory
         self._wake.set()
 
@@ -142,9 +145,10 @@ class ControllerLoop:
 
     async def run(self) -> None:
         """Step until cancelled. A step that fails is logged, and the next one tries again."""
-        await self._adopt()
         while True:
             try:
+                if not self._adopted:
+                    await self._adopt()
                 await self._read_catalogue()
                 self._step()
             except Exception:  # noqa: BLE001  # the loop must outlive its bugs
@@ -178,10 +182,13 @@ class ControllerLoop:
     async def _adopt(self) -> None:
         """Find the instances that an earlier life of this controller placed."""
         for instance_id in await asyncio.to_thread(self._platform.placed_ids):
+            if instance_id in self._minders:
+                continue
             placed = await asyncio.to_thread(self._platform.find, instance_id)
             role = role_of(instance_id)
             if placed is not None and role is not None:
                 self._mind(instance_id, role, placed)
+        self._adopted = True
 
     async def _read_catalogue(self) -> None:
         writer = self._minders.get(WRITER)
@@ -193,6 +200,9 @@ class ControllerLoop:
             )
         except grpc.aio.AioRpcError as error:
             _log.debug("the writer's catalogue could not be read: %s", error.details())
+            return
+        except asyncio.CancelledError:
+            _require_running()  # The writer's channel was closed under the call: it moved.
             return
         self._catalogue = list(response.entries)
 
@@ -217,16 +227,39 @@ class ControllerLoop:
                 self._spawn(minder.close())
         before = self._memory
         memory, actions = plan(self._config, before, self._observed(), self._clock())
+        memory.topology.epoch = max(memory.topology.epoch, self._newest_epoch())
         if memory.topology.epoch != before.topology.epoch:
-            self._state_file.save(memory)
+            self._save(memory)
         self._memory = memory
         for action in actions:
             self._act(action)
         self._publish()
 
+    def _save(self, memory: Memory) -> None:
+        """Store what must not be forgotten; a full disk must not keep the cluster from healing."""
+        try:
+            self._state_file.save(memory, self._config.scale)
+        except OSError as error:
+            self._save_error = f"the controller cannot store its state: {error}"
+            _log.error("%s", self._save_error)
+        else:
+            self._save_error = ""
+
+    def _newest_epoch(self) -> int:
+        """One above what any instance follows, if that is ahead: the state file was lost."""
+        known = self._memory.topology.epoch
+        ahead = [
+            minder.seen.answer.epoch
+            for minder in self._minders.values()
+            if minder.seen.answer is not None and minder.seen.answer.epoch > known
+        ]
+        return max(ahead) + 1 if ahead else known
+
     def _publish(self) -> None:
         """Hand the topology to the minders: brokers at once, shard servers once those follow."""
         topology, now_s = self._memory.topology, self._clock()
+        if self._catalogue is None and not topology.indexes:
+            return  # Nothing is known yet of the indexes: to say so would have them dropped.
         brokers = [each.seen for each in self._minders.values() if each.role == Role.ROLE_BROKER]
         brokers_follow = all(
             seen.answer is not None and seen.answer.epoch >= topology.epoch
@@ -284,6 +317,10 @@ class ControllerLoop:
                 timeout=10.0,
                 wait_for_ready=True,
             )
+        except asyncio.CancelledError:
+            _require_running()
+            self._training[entry.uid] = Training(self._clock(), "the writer moved")
+            return
         except Exception as error:  # noqa: BLE001  # whatever it was, it is shown and tried again
             _log.exception("training a codebook for %s failed", entry.name)
             self._training[entry.uid] = Training(self._clock(), str(error))
@@ -295,6 +332,13 @@ class ControllerLoop:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _require_running() -> None:
+    """Go on being cancelled if this task was; return if a call in it was, by a closed channel."""
+    task = asyncio.current_task()
+    if task is None or task.cancelling():
+        raise asyncio.CancelledError
 
 
 def own_entry(address: str, pid: int) -> Instance:

@@ -25,8 +25,9 @@ from shoal.internal.v1.topology_pb2_grpc import (
     ControllerServiceServicer,
     add_ControllerServiceServicer_to_server,
 )
-from shoal.rpc.errors import InvalidFieldError
+from shoal.rpc.errors import InvalidFieldError, ServiceError
 from shoal.rpc.topology import TopologyFollower
+from shoal.v1.errors_pb2 import Reason
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -85,7 +86,12 @@ class ControllerService(ControllerServiceServicer):
         except ValidationError as error:
             problem = error.errors()[0]
             raise InvalidFieldError(f"scale.{problem['loc'][0]}", problem["msg"]) from error
-        self.loop.set_scale(scale)
+        try:
+            self.loop.set_scale(scale)
+        except OSError as error:
+            raise ServiceError(
+                Reason.REASON_STORAGE_FULL, f"the new numbers cannot be stored: {error}"
+            ) from error
         return SetScaleResponse(scale=scale.to_proto())
 
     async def GetControllerStatus(

@@ -31,6 +31,10 @@ class InstanceSpec:
     """Of the role's settings class."""
 
 
+class InstanceDiedError(Exception):
+    """An instance that will not come back by itself; the message says why."""
+
+
 @dataclass(frozen=True)
 class Placed:
     """An instance that was placed, and what the platform knows it by."""

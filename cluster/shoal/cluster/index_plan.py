@@ -92,7 +92,7 @@ def plan_index(
     wanted = place(scale, index_version=entry.index_version, codebook_uri=entry.codebook_uri)
     if before is None or not before.HasField("serving"):
         # The first time, an answer from one replica of each shard is better than none.
-        field = index.serving if _serves(wanted, entry.uid, answers) else index.preparing
+        field = index.serving if serves(wanted, entry.uid, answers) else index.preparing
         field.CopyFrom(wanted)
         return index
     if before.serving == wanted or _is_ready(wanted, entry.uid, answers):
@@ -111,7 +111,7 @@ def _is_ready(layout: Layout, uid: str, answers: Mapping[str, PublishTopologyRes
     )
 
 
-def _serves(layout: Layout, uid: str, answers: Mapping[str, PublishTopologyResponse]) -> bool:
+def serves(layout: Layout, uid: str, answers: Mapping[str, PublishTopologyResponse]) -> bool:
     """True if some copy of every shard can be searched."""
     ready: set[int] = set()
     for placement in layout.placements:

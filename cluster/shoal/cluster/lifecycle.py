@@ -125,6 +125,11 @@ def down(home: Path, report: Callable[[str], None] = lambda _: None) -> bool:
             with actors.connected(info.ray_address, home):
                 actors.stop_controller()
         except actors.StartError as error:
+            if not info.started_ray:
+                raise ClusterError(
+                    f"{error}. The cluster's processes run on in that Ray: bring it back and try "
+                    f"again"
+                ) from error
             report(f"Ray does not answer ({error})")
     stopped = False
     if info is None or info.started_ray:

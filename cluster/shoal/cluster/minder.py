@@ -11,7 +11,7 @@ from typing import Final
 
 import grpc
 from shoal.cluster.controller import Seen
-from shoal.cluster.hosting import Placed
+from shoal.cluster.hosting import InstanceDiedError, Placed
 from shoal.internal.v1.topology_pb2 import PublishTopologyRequest, Topology
 from shoal.internal.v1.topology_pb2_grpc import TopologyServiceStub
 from shoal.rpc.channels import open_channel
@@ -80,9 +80,12 @@ class Minder:
             except ConnectionError as error:
                 _log.info("%s: %s", self.seen.id, error)
                 await asyncio.sleep(HEARTBEAT_S)
-            except Exception as error:  # noqa: BLE001  # whatever Ray says of a dead actor
+            except InstanceDiedError as error:
                 self.death = str(error)
                 return
+            except Exception:  # noqa: BLE001  # a fault of Ray's that passes
+                _log.exception("%s cannot be minded at the moment", self.seen.id)
+                await asyncio.sleep(HEARTBEAT_S)
 
     async def _locate(self) -> None:
         try:
@@ -99,6 +102,7 @@ class Minder:
     async def _keep_in_touch(self) -> None:
         """Publish until the instance falls silent; its address may have changed then."""
         while True:
+            self._changed.clear()
             if self._topology is not None:
                 try:
                     answer = await TopologyServiceStub(self.channel).PublishTopology(
@@ -107,8 +111,9 @@ class Minder:
                     )
                 except grpc.aio.AioRpcError as error:
                     raise ConnectionError(f"it does not answer: {error.details()}") from error
+                if answer.instance_id not in ("", self.seen.id):
+                    raise ConnectionError(f"{answer.instance_id} has its port: look for it anew")
                 self.seen = replace(self.seen, answer=answer, answered_s=self._clock())
-            self._changed.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(HEARTBEAT_S):
                     await self._changed.wait()

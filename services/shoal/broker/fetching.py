@@ -81,14 +81,8 @@ class FetchStage:
         request = FetchPassagesRequest(
             layout=route.layout, row_ids=pack(row_ids, UINT64), fill=fill
         )
-        shards = {state.shard for state in answer.states}
-        holders = [
-            server
-            for group in route.groups
-            if shards & set(group.shards)
-            for server in group.servers
-        ]
         try:
+            # No other copy will do: one that is behind would leave out what it does not have yet.
             _, response = await self._targets.first_to_do(
                 lambda target: target.call(
                     lambda: ShardServiceStub(target.channel).FetchPassages(
@@ -96,7 +90,7 @@ class FetchStage:
                     )
                 ),
                 deadline,
-                holders,
+                [answer.server],
             )
         except (ServiceError, TimeoutError) as error:
             return error

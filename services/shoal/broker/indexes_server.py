@@ -16,7 +16,8 @@ from shoal.internal.v1.shard_pb2 import ShardState
 from shoal.internal.v1.writer_pb2 import CreateTableRequest, DropTableRequest
 from shoal.rpc.arrays import MAX_DIMENSION
 from shoal.rpc.deadline import Deadline
-from shoal.rpc.errors import InvalidFieldError
+from shoal.rpc.errors import InvalidFieldError, ServiceError
+from shoal.v1.errors_pb2 import Reason
 from shoal.v1.indexes_pb2 import (
     CreateIndexRequest,
     CreateIndexResponse,
@@ -133,10 +134,16 @@ class IndexesServer(IndexServiceServicer):
             ),
             deadline,
         )
-        await self._board.wait_until(
+        gone = await self._board.wait_until(
             lambda routes: all(route.uid != response.uid for route in routes.indexes.values()),
             deadline.share(0.9),
         )
+        if not gone:
+            raise ServiceError(
+                Reason.REASON_DEADLINE_EXCEEDED,
+                f"index {request.name} is dropped, but was still in answers at the deadline: "
+                f"it leaves them by itself",
+            )
         return DropIndexResponse()
 
     def _index(self, route: IndexRoute) -> Index:

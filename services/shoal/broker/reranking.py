@@ -16,6 +16,7 @@ from shoal.internal.v1.reranker_pb2 import RerankItem, RerankRequest, RerankResp
 from shoal.internal.v1.reranker_pb2_grpc import RerankerServiceStub
 from shoal.rpc.arrays import FLOAT32
 from shoal.rpc.deadline import Deadline
+from shoal.rpc.errors import ServiceError
 
 # Of a call, by the reranker's contract.
 MAX_ITEMS: Final = 64
@@ -37,20 +38,24 @@ class RerankStage:
         """max_count: most queries in one call."""
         self._targets, self._max_count = targets, max_count
         self.cost = RerankCost()
-
-    @property
-    def exists(self) -> bool:
-        """True if the topology has a reranker."""
-        return bool(self._targets.all())
+        self.exists = False
+        """Whether the topology declares a reranker, be it there at the moment or not."""
 
     async def rerank(self, item: RerankItem, deadline: Deadline) -> Reranked:
         """Score a query's passages. Raises ServiceError or TimeoutError."""
         started_s = time.monotonic()
-        _, reranked = await self._targets.first_to_do(
-            lambda target: self._coalescer(target).submit(item, deadline),
-            deadline,
-            rounds=1,  # There is an answer without it.
-        )
+        try:
+            _, reranked = await self._targets.first_to_do(
+                lambda target: self._coalescer(target).submit(item, deadline),
+                deadline,
+                rounds=1,  # There is an answer without it.
+            )
+        except ServiceError:
+            raise  # Refused at once: it says nothing of what reranking costs.
+        except TimeoutError:
+            if self._targets.all():
+                self.cost.observed(len(item.passages), time.monotonic() - started_s)
+            raise
         self.cost.observed(len(item.passages), time.monotonic() - started_s)
         return reranked
 

@@ -12,7 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from shoal.internal.v1.shard_pb2 import LayoutKey
 from shoal.internal.v1.topology_pb2 import IndexPlacement, Topology
 from shoal.rpc.errors import ServiceError
-from shoal.v1.cluster_pb2 import InstanceState, Role
+from shoal.v1.cluster_pb2 import Instance, InstanceState, Role
 from shoal.v1.errors_pb2 import Reason
 
 
@@ -63,6 +63,8 @@ class Routes:
     servers, which a layout may still need."""
     reranker_models: tuple[str, ...] = ()
     """The bundles that the rerankers serve."""
+    reranks: bool = False
+    """Whether there are to be rerankers, be they there at the moment or not."""
 
     def index(self, name: str) -> IndexRoute:
         """Find an index. Raises INDEX_NOT_FOUND."""
@@ -92,9 +94,15 @@ def routes_of(topology: Topology) -> Routes:
         indexes={index.name: _route_of(index) for index in topology.indexes},
         addresses=addresses,
         reranker_models=tuple(
-            sorted({each.model for each in topology.instances if each.role == Role.ROLE_RERANKER})
+            sorted({each.model for each in topology.instances if _reranks(each)})
         ),
+        reranks=topology.desired.rerankers > 0 or any(map(_reranks, topology.instances)),
     )
+
+
+def _reranks(instance: Instance) -> bool:
+    drains = instance.state == InstanceState.INSTANCE_STATE_DRAINING
+    return instance.role == Role.ROLE_RERANKER and not drains
 
 
 def _route_of(index: IndexPlacement) -> IndexRoute:

@@ -54,6 +54,7 @@ class SearchServer(SearchServiceServicer):
         self._routes, self._pipeline = routes, pipeline
         self._flights: SingleFlight[tuple[SearchResponse, Trace, Deadline]] = SingleFlight()
         self._active = 0
+        self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -76,7 +77,8 @@ class SearchServer(SearchServiceServicer):
         return BatchSearchResponse(results=results)
 
     async def drained(self) -> None:
-        """Wait until no search is under way."""
+        """Take no more searches, and wait until none is under way."""
+        self._draining = True
         await self._idle.wait()
 
     async def _one_of_many(self, request: SearchRequest, deadline: Deadline) -> BatchSearchResult:
@@ -94,6 +96,8 @@ class SearchServer(SearchServiceServicer):
 
     async def _admitted(self, request: SearchRequest, deadline: Deadline) -> SearchResponse:
         """Refuse early what could not be finished in time: a queue would only time out."""
+        if self._draining:
+            raise ServiceError(Reason.REASON_DRAINING, "this broker stops: ask another one")
         if self._active >= self._settings.max_concurrent:
             raise ServiceError(
                 Reason.REASON_OVERLOADED,
@@ -147,10 +151,12 @@ class SearchServer(SearchServiceServicer):
     ) -> tuple[SearchResponse, Trace]:
         """Answer from the cache, or together with an identical search, or compute."""
         cache, known = self._pipeline.cache, self._pipeline.probe.applied_versions(route)
+        # Of the routes that this search follows: they may change while it runs.
+        models = (route.encoder_model, *self._routes().reranker_models)
         fresh = known is not None and min(known, default=0) >= request.min_table_version
         if fresh and known is not None and cache.available:
             started_s = time.monotonic()
-            answer = _read(await cache.get(self._key(request, route, known)))
+            answer = _read(await cache.get(answer_key(request, route, known, models)))
             if answer is not None:
                 trace = Trace(cache=CacheState.CACHE_STATE_HIT)
                 trace.timings.append((Stage.STAGE_CACHE, time.monotonic() - started_s))
@@ -158,7 +164,11 @@ class SearchServer(SearchServiceServicer):
         flight = (request.SerializeToString(deterministic=True), route.key, known)
 
         async def compute() -> tuple[SearchResponse, Trace, Deadline]:
-            response, trace = await self._compute_and_store(request, route, query, deadline)
+            response, trace = await self._compute(request, route, query, deadline)
+            if response.coverage.complete:
+                versions = tuple(trace.versions[shard] for shard in range(route.shard_count))
+                key = answer_key(request, route, versions, models)
+                cache.put(key, response.SerializeToString())
             return response, trace, deadline
 
         (response, trace, theirs), shared = await self._flights.run(flight, compute, deadline)
@@ -171,20 +181,6 @@ class SearchServer(SearchServiceServicer):
         own = SearchResponse()
         own.CopyFrom(response)
         return own, Trace(timings=trace.timings, cache=CacheState.CACHE_STATE_SHARED)
-
-    async def _compute_and_store(
-        self, request: SearchRequest, route: IndexRoute, query: Query, deadline: Deadline
-    ) -> tuple[SearchResponse, Trace]:
-        response, trace = await self._compute(request, route, query, deadline)
-        if response.coverage.complete:
-            versions = tuple(trace.versions[shard] for shard in range(route.shard_count))
-            key = self._key(request, route, versions)
-            self._pipeline.cache.put(key, response.SerializeToString())
-        return response, trace
-
-    def _key(self, request: SearchRequest, route: IndexRoute, versions: tuple[int, ...]) -> bytes:
-        models = (route.encoder_model, *self._routes().reranker_models)
-        return answer_key(request, route, versions, models)
 
 
 def _read(stored: bytes | None) -> SearchResponse | None:

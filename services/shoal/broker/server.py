@@ -66,13 +66,14 @@ class BrokerService:
         writers = self._targets[Role.ROLE_WRITER]
         self._cache = Cache(settings)
         self._probe = Probe(shard_servers, settings.probe_interval_s)
+        self._rerankers = RerankStage(self._targets[Role.ROLE_RERANKER], settings.coalesce_count)
         pipeline = Pipeline(
             settings=settings,
             cache=self._cache,
             encoders=EncodeStage(self._targets[Role.ROLE_ENCODER], settings.coalesce_count),
             shards=FanOut(shard_servers, settings),
             fetcher=FetchStage(shard_servers),
-            rerankers=RerankStage(self._targets[Role.ROLE_RERANKER], settings.coalesce_count),
+            rerankers=self._rerankers,
             probe=self._probe,
         )
         self._search = SearchServer(settings, self.follower.instance_id, self._routes, pipeline)
@@ -117,4 +118,5 @@ class BrokerService:
         routes = routes_of(topology)
         for role, targets in self._targets.items():
             targets.follow(routes.of_role(role))
+        self._rerankers.exists = routes.reranks
         self._board.post(routes)

@@ -50,6 +50,9 @@ def _guard_unary(behaviour: Any) -> Any:
     async def guarded(request: Any, context: _Context) -> Any:
         try:
             return await behaviour(request, context)
+        except asyncio.CancelledError:
+            _require_caller_left()
+            await _abort(context, _lost_connection())
         except Exception as error:  # noqa: BLE001  # the one place that catches everything
             await _abort(context, error)
 
@@ -61,10 +64,29 @@ def _guard_stream(behaviour: Any) -> Any:
         try:
             async for response in behaviour(requests, context):
                 yield response
+        except asyncio.CancelledError:
+            _require_caller_left()
+            await _abort(context, _lost_connection())
         except Exception as error:  # noqa: BLE001  # the one place that catches everything
             await _abort(context, error)
 
     return guarded
+
+
+def _require_caller_left() -> None:
+    """Go on being cancelled if it is this call that was; return if it is one made for it.
+
+    A channel that is closed under a call cancels it, and its caller would wait for an answer.
+    """
+    task = asyncio.current_task()
+    if task is None or task.cancelling():
+        raise asyncio.CancelledError
+
+
+def _lost_connection() -> ServiceError:
+    return ServiceError(
+        Reason.REASON_DRAINING, "the instance that served this call has left: try again"
+    )
 
 
 async def _abort(context: _Context, error: Exception) -> NoReturn:

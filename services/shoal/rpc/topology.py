@@ -56,7 +56,10 @@ class TopologyFollower(TopologyServiceServicer):
         del context
         refusal = self._refusal_of(request)
         response = PublishTopologyResponse(
-            epoch=self.topology.epoch, refusal=refusal, pid=os.getpid()
+            epoch=self.topology.epoch,
+            refusal=refusal,
+            pid=os.getpid(),
+            instance_id=self.instance_id,
         )
         response.start_time.FromNanoseconds(self._start_ns)
         if self._describe is not None:

@@ -27,7 +27,11 @@ def plan_for(topology: Topology, instance_id: str) -> dict[str, IndexPlan]:
     """
     plans = {}
     for index in topology.indexes:
-        layouts = dict(_layouts(index, instance_id))
+        layouts: dict[LayoutId, LayoutPlan] = {}
+        for key, plan in _layouts(index, instance_id):
+            # What serves and what prepares may divide alike, on other servers: hold both parts.
+            before = layouts[key].shards if key in layouts else frozenset()
+            layouts[key] = LayoutPlan(plan.codebook_uri, plan.shards | before)
         if layouts:
             if index.dimension == 0:
                 raise RefusedTopologyError(f"index {index.name} has no dimension")
