@@ -28,7 +28,7 @@ class Traffic:
     index: str
     questions: Sequence[str]
     rate: float = 20.0
-    deadline_s: float = 5.0
+    deadline_s: float = 15.0
     outcomes: list[Outcome] = field(default_factory=list)
     _stop: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -52,7 +52,7 @@ class Traffic:
         question = f"{self.questions[number % len(self.questions)]} {number}"
         try:
             response = await client.search(
-                self.index, question, candidate_count=5, timeout_s=self.deadline_s
+                self.index, question, candidate_count=2, timeout_s=self.deadline_s
             )
             complete = response.coverage.complete
         except ShoalError as failure:

@@ -289,6 +289,7 @@ def test_down_without_a_cluster_says_so(shoal):
 
 def test_export_without_torch_names_the_extra(shoal, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delattr("shoal.training.export", raising=False)
     monkeypatch.delitem(sys.modules, "shoal.training.export", raising=False)
     done = shoal("export", "encoder", "weights", tmp_path / "bundle")
     assert done.exit_code == 1
