@@ -160,7 +160,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--rounds", type=int, default=3, help="rounds of each composition")
     add("--seconds", type=float, default=8.0, help="length of a round")
     add("--warm-up", type=float, default=3.0, help="seconds of load before each round")
-    add("--threads", type=int, default=2, help="threads of FAISS for all shards together")
+    add("--threads", type=int, default=1, help="threads of FAISS for all shards together")
     add("--tuned", action="store_true", help="also measure Ray Serve with batching shards")
     add("--output", type=Path, help="file of the results; default: loadtest/results/TIME.json")
     return parser.parse_args(arguments)

@@ -179,8 +179,7 @@ class FanOut:
             key for key in target.coalescers if key[0][0] == route.uid and key[0] != route.key
         ]:
             del target.coalescers[stale]
-        # Two: while the shard server searches for one, the broker gathers and answers another.
-        return Coalescer(call, max_count=self._settings.coalesce_count, max_in_flight=2)
+        return Coalescer(call, max_count=self._settings.coalesce_count)
 
 
 async def _search(
