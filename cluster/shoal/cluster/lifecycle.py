@@ -7,6 +7,7 @@ From then on the controller keeps it so, and nothing here runs any more.
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -73,8 +74,10 @@ def up(
             f"cluster {known.cluster} is up at {known.endpoint}: use it, change it with "
             f"`shoal scale`, or stop it with `shoal down`"
         )
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
     started_ray = address is None
+    if started_ray and config.listen_host != "node":
+        _require_free_ports(config)
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
     if address is None:
         report("starting Ray on this machine")
         try:
@@ -194,6 +197,22 @@ def _await_whole(home: Path, report: Callable[[str], None], timeout_s: float) ->
         f"the cluster is not whole after {timeout_s:.0f} s: {waiting}. Look at the logs in "
         f"{local.log_folder(home)}, or stop it with `shoal down`"
     )
+
+
+def _require_free_ports(config: ClusterConfig) -> None:
+    """Refuse a port that somebody listens on before anything is started."""
+    for number in range(config.scale.brokers):
+        port = broker_port(config, f"broker-{number}")
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((config.listen_host, port))
+            except OSError as error:
+                raise ClusterError(
+                    f"broker-{number} cannot listen on {config.listen_host}:{port}: "
+                    f"{error.strerror}. Stop what listens there, or set broker_port in the "
+                    f"topology file"
+                ) from error
 
 
 def _check_bundles(config: ClusterConfig, home: Path) -> None:
