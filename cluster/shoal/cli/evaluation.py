@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     from shoal.client import Client, SearchRequest
     from shoal.v1.search_pb2 import SearchError, SearchResponse
 
-# Searches in a call, and calls at a time: enough to fill the batches of encoder and reranker, and
-# few enough that one call takes seconds even where reranking is slow.
+# Searches in a call: enough to fill the encoder's batches. Reranking takes about a tenth of a
+# second each on two cores, and what waits too long is cut: a few at a time keep it busy.
 BATCH: Final = 16
+RERANKED_BATCH: Final = 4
+# Calls at a time.
 CALLS: Final = 4
+RERANKED_CALLS: Final = 2
 # A search that was refused for overload, or met a service that was away, is sent again so often.
 ATTEMPTS: Final = 6
 PAUSE_S: Final = 0.5
@@ -184,9 +187,10 @@ def _rank_all(
         searches = [requests[query_id] for query_id in query_ids]
         return dict(zip(query_ids, _ask(client, searches, timeout_s), strict=True))
 
-    with ThreadPoolExecutor(CALLS) as pool:
+    batch, calls_at_a_time = (RERANKED_BATCH, RERANKED_CALLS) if rerank else (BATCH, CALLS)
+    with ThreadPoolExecutor(calls_at_a_time) as pool:
         calls: list[Future[dict[str, SearchResponse]]] = [
-            pool.submit(ask, batch) for batch in _batches(requests)
+            pool.submit(ask, each) for each in _batches(requests, batch)
         ]
         try:
             for call in calls:
@@ -209,9 +213,9 @@ def best_passages(response: SearchResponse) -> dict[str, float]:
     return {document_id: float(-rank) for rank, document_id in enumerate(ranked)}
 
 
-def _batches(requests: Mapping[str, SearchRequest]) -> Iterator[list[str]]:
+def _batches(requests: Mapping[str, SearchRequest], size: int) -> Iterator[list[str]]:
     query_ids = iter(requests)
-    while batch := list(islice(query_ids, BATCH)):
+    while batch := list(islice(query_ids, size)):
         yield batch
 
 

@@ -35,14 +35,19 @@ Result = TypeVar("Result")
 
 
 def answer_key(
-    request: SearchRequest, route: IndexRoute, versions: tuple[int, ...], models: tuple[str, ...]
+    request: SearchRequest,
+    route: IndexRoute,
+    versions: tuple[int, ...],
+    models: tuple[str, ...],
+    rerank_count: int = 0,
 ) -> bytes:
     """Name an answer by all that it depends on.
 
-    versions: applied by each shard; models: the encoder's and the rerankers'. Every field of the
-    request takes part, those too that are added later.
+    versions: applied by each shard; models: the encoder's and the rerankers'; rerank_count: what
+    the request comes to by this broker's own default. Every field of the request takes part, those
+    too that are added later.
     """
-    decisive = (route.key, versions, models)
+    decisive = (route.key, versions, models, rerank_count)
     return _digest(
         b"answer", repr(decisive).encode(), request.SerializeToString(deterministic=True)
     )
@@ -71,6 +76,7 @@ class Cache:
         self._settings, self._clock = settings, clock
         self._rests_until_s = 0.0
         self._looks = 0
+        self._ill = False
         self._redis: redis.asyncio.Redis | None = None
         self._storing: set[asyncio.Task[None]] = set()
         if settings.redis_url is not None:
@@ -86,10 +92,15 @@ class Cache:
         """True if it is worth looking."""
         return self._redis is not None and self._clock() >= self._rests_until_s
 
+    @property
+    def _most_looks(self) -> int:
+        """Looks at once: after a failure a single one finds out whether Redis is back."""
+        return 1 if self._ill else _MAX_LOOKS
+
     async def get(self, key: bytes) -> bytes | None:
         """Look up a value; None if it is not there, or cannot be had quickly."""
         store = self._redis
-        if store is None or not self.available or self._looks >= _MAX_LOOKS:
+        if store is None or not self.available or self._looks >= self._most_looks:
             return None
         return cast("bytes | None", await self._guard(store.get(key)))
 
@@ -98,7 +109,7 @@ class Cache:
         store = self._redis
         if store is None or not self.available or len(value) > self._settings.cache_value_bytes:
             return
-        if self._looks >= _MAX_LOOKS or len(self._storing) >= _MAX_LOOKS:
+        if self._looks >= self._most_looks or len(self._storing) >= _MAX_LOOKS:
             return  # Redis is slower than the answers: what is not stored is computed again.
 
         async def put() -> None:
@@ -119,11 +130,14 @@ class Cache:
         self._looks += 1
         try:
             async with asyncio.timeout(self._settings.redis_timeout_s):
-                return await work
+                result = await work
+            self._ill = False
+            return result
         except (TimeoutError, OSError, redis.exceptions.RedisError) as error:
             if self._clock() >= self._rests_until_s:
                 _log.warning("the cache is left alone for a moment: %r", error)
             self._rests_until_s = self._clock() + REST_S
+            self._ill = True
             return None
         finally:
             self._looks -= 1

@@ -20,6 +20,11 @@ Result = TypeVar("Result")
 Call = Callable[[Sequence[Item], float], Awaitable[Sequence[Result]]]
 
 
+def _weightless(item: object) -> int:
+    del item
+    return 0
+
+
 @dataclass(eq=False)
 class _Entry(Generic[Item, Result]):
     item: Item
@@ -42,9 +47,22 @@ class Coalescer(Generic[Item, Result]):
     everybody has left is cancelled. A call's deadline is the latest of its members'.
     """
 
-    def __init__(self, call: Call[Item, Result], *, max_count: int, max_in_flight: int = 1) -> None:
-        """call: takes items and the seconds left, returns one result an item, in order."""
+    def __init__(
+        self,
+        call: Call[Item, Result],
+        *,
+        max_count: int,
+        max_in_flight: int = 1,
+        weigh: Callable[[Item], int] = _weightless,
+        max_weight: int = 0,
+    ) -> None:
+        """call: takes items and the seconds left, returns one result an item, in order.
+
+        weigh: what an item adds to its call's answer. Items share a call up to `max_weight`; one
+        that weighs more goes alone.
+        """
         self._call, self._max_count, self._max_in_flight = call, max_count, max_in_flight
+        self._weigh, self._max_weight = weigh, max_weight
         self._pending: deque[_Entry[Item, Result]] = deque()
         self._in_flight = 0
 
@@ -65,13 +83,23 @@ class Coalescer(Generic[Item, Result]):
 
     def _pump(self) -> None:
         while self._pending and self._in_flight < self._max_in_flight:
-            entries: list[_Entry[Item, Result]] = []
-            while self._pending and len(entries) < self._max_count:
-                entry = self._pending.popleft()
-                if not entry.future.done():
-                    entries.append(entry)
+            entries = self._take()
             if entries:
                 self._start(_Batch(entries, len(entries)))
+
+    def _take(self) -> list[_Entry[Item, Result]]:
+        """The next call's members, in the order in which they came."""
+        entries: list[_Entry[Item, Result]] = []
+        weight = 0
+        while self._pending and len(entries) < self._max_count:
+            entry = self._pending[0]
+            if not entry.future.done():
+                weight += self._weigh(entry.item)
+                if entries and weight > self._max_weight:
+                    break
+                entries.append(entry)
+            self._pending.popleft()
+        return entries
 
     def _start(self, batch: _Batch[Item, Result]) -> None:
         self._in_flight += 1

@@ -29,6 +29,11 @@ class BrokerSettings(BaseModel):
     straggler_s: float = Field(default=0.5, ge=0)
     """Seconds that a search waits for the last shard servers once others have answered; never more
     than half of what remains to the deadline. What has not answered then is left out."""
+    restart_s: float = Field(default=3.0, ge=0)
+    """Seconds from a shard server's first failure for which searches wait for its restart instead,
+    within the same half: a server that was killed is back in about two, and a complete answer a
+    little later is worth more than a part of one. Once they are over, nobody waits: an outage
+    costs each search a few seconds once, and not for as long as it lasts."""
     probe_interval_s: float = Field(default=0.25, gt=0)
     """Seconds between two looks at a shard server's states: how stale a cached answer can be."""
     redis_url: str | None = None

@@ -2,19 +2,23 @@
 
 One call goes to one server of each group of shards. A server that fails is replaced by another
 replica; with two or more, one that is slower than it used to be is hedged. Once some groups have
-answered, the others are waited for only a while longer: a straggler is left out and named. While
-nobody has answered, the search waits for the deadline, as a server that was killed is soon back.
+answered, the others are waited for only a while longer: a straggler is left out and named. One that
+is not slow but away is waited for a little longer, as a server that was killed is soon back; that
+patience counts from its first failure, so an outage that lasts stalls nobody. While nobody has
+answered, the search waits for the deadline.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from shoal.broker.coalesce import Coalescer
 from shoal.broker.config import BrokerSettings
 from shoal.broker.hedge import HedgeBudget
+from shoal.broker.replicas import NEVER_S
 from shoal.broker.routes import IndexRoute, ShardGroup
 from shoal.broker.targets import Target, Targets
 from shoal.internal.v1.shard_pb2 import (
@@ -30,6 +34,11 @@ from shoal.rpc.errors import ServiceError
 from shoal.v1.errors_pb2 import Reason
 from shoal.v1.search_pb2 import Vectors, VectorType
 
+# Passages with their text in one answer. A passage has one or two kilobytes, and messages end at 64
+# MiB: the queries of a call that asks for more would all fail together. The usual twenty candidates
+# of 64 queries stay below it.
+MAX_TEXTS: Final = 2_048
+
 
 @dataclass(frozen=True)
 class ShardQuery:
@@ -41,6 +50,11 @@ class ShardQuery:
     fill: Fill.ValueType
     min_table_version: int = 0
 
+    @property
+    def text_count(self) -> int:
+        """Passages that come with their text."""
+        return self.top_k if self.fill == Fill.FILL_TEXT else 0
+
 
 @dataclass(frozen=True)
 class GroupAnswer:
@@ -50,6 +64,11 @@ class GroupAnswer:
     candidates: CandidateList
     states: Sequence[ShardState]
 
+    @property
+    def ready_count(self) -> int:
+        """Shards that were searched."""
+        return sum(state.ready for state in self.states)
+
 
 @dataclass
 class Found:
@@ -57,6 +76,14 @@ class Found:
 
     answers: list[GroupAnswer] = field(default_factory=list)
     failures: list[tuple[ShardGroup, Exception]] = field(default_factory=list)
+
+    def is_behind(self, version: int) -> bool:
+        """True if a shard that was searched had not applied a table version."""
+        return any(
+            state.ready and state.table_version < version
+            for answer in self.answers
+            for state in answer.states
+        )
 
 
 class FanOut:
@@ -75,11 +102,11 @@ class FanOut:
                 found, route.groups[0], self._ask(route, route.groups[0], query, deadline)
             )
             return found
+        wait_until = longest = deadline
         pending = {
             asyncio.create_task(self._ask(route, group, query, deadline)): group
             for group in route.groups
         }
-        wait_until = deadline
         try:
             while pending and not wait_until.passed:
                 done, _ = await asyncio.wait(
@@ -88,7 +115,10 @@ class FanOut:
                 for task in done:
                     await self._collect(found, pending.pop(task), task)
                 if found.answers and wait_until is deadline:
+                    longest = deadline.share(0.5)
                     wait_until = self._straggler_deadline(deadline)
+                elif pending and wait_until.passed and wait_until is not deadline:
+                    wait_until = self._restart_deadline(pending.values(), longest)
             found.failures += [(group, TimeoutError()) for group in pending.values()]
         finally:
             for task in pending:
@@ -98,6 +128,17 @@ class FanOut:
     def _straggler_deadline(self, deadline: Deadline) -> Deadline:
         patience_s = min(self._settings.straggler_s, deadline.budget_s / 2)
         return Deadline.after(patience_s, deadline.clock)
+
+    def _restart_deadline(self, groups: Iterable[ShardGroup], longest: Deadline) -> Deadline:
+        """Until when servers that are away, and not merely slow, may yet be back."""
+        back_s = max(map(self._down_since_s, groups)) + self._settings.restart_s
+        return Deadline(min(back_s, longest.at_s), longest.clock)
+
+    def _down_since_s(self, group: ShardGroup) -> float:
+        """When the last of a group's servers went away; long ago if one has not."""
+        targets = [self._targets.get(id_) for id_ in group.servers]
+        since_s = [target.health.down_since_s for target in targets if target is not None]
+        return max(since_s) if since_s and NEVER_S not in since_s else NEVER_S
 
     async def _collect(
         self, found: Found, group: ShardGroup, answer: Awaitable[GroupAnswer]
@@ -110,10 +151,35 @@ class FanOut:
     async def _ask(
         self, route: IndexRoute, group: ShardGroup, query: ShardQuery, deadline: Deadline
     ) -> GroupAnswer:
-        async def ask(target: Target) -> GroupAnswer:
+        """Ask the replicas of a group in turn; the fullest answer, if none has all its shards."""
+        partial: dict[str, GroupAnswer] = {}
+
+        async def ask_the_one(target: Target) -> GroupAnswer:
             return await self._ask_hedged(target, route, group, query, deadline)
 
-        _, answer = await self._targets.first_to_do(ask, deadline, group.servers)
+        if len(group.servers) == 1:
+            _, answer = await self._targets.first_to_do(ask_the_one, deadline, group.servers)
+            return answer
+
+        async def ask(target: Target) -> GroupAnswer:
+            answer = await self._ask_hedged(target, route, group, query, deadline)
+            again = answer.server in partial
+            partial[answer.server] = answer
+            fullest = max(partial.values(), key=lambda each: each.ready_count)
+            whole = fullest.ready_count == len(group.shards)
+            if whole or again or len(partial) == len(group.servers):
+                return fullest
+            # Each replica is asked once; a shard that is being loaded is not waited for.
+            raise ServiceError(
+                Reason.REASON_NOT_READY, f"{answer.server} is still loading some of these shards"
+            )
+
+        try:
+            _, answer = await self._targets.first_to_do(ask, deadline, group.servers)
+        except (ServiceError, TimeoutError):
+            if not partial:
+                raise
+            return max(partial.values(), key=lambda each: each.ready_count)
         return answer
 
     async def _ask_hedged(
@@ -179,7 +245,12 @@ class FanOut:
             key for key in target.coalescers if key[0][0] == route.uid and key[0] != route.key
         ]:
             del target.coalescers[stale]
-        return Coalescer(call, max_count=self._settings.coalesce_count)
+        return Coalescer(
+            call,
+            max_count=self._settings.coalesce_count,
+            weigh=lambda query: query.text_count,
+            max_weight=MAX_TEXTS,
+        )
 
 
 async def _search(

@@ -13,7 +13,11 @@ from shoal.broker.validation import DEFAULT_PAGE, MAX_PAGE, check_index_name
 from shoal.broker.waiting import RoutesBoard
 from shoal.broker.writing import reach_writer
 from shoal.internal.v1.shard_pb2 import ShardState
-from shoal.internal.v1.writer_pb2 import CreateTableRequest, DropTableRequest
+from shoal.internal.v1.writer_pb2 import (
+    CreateTableRequest,
+    DropTableRequest,
+    DropTableResponse,
+)
 from shoal.rpc.arrays import MAX_DIMENSION
 from shoal.rpc.deadline import Deadline
 from shoal.rpc.errors import InvalidFieldError, ServiceError
@@ -127,15 +131,9 @@ class IndexesServer(IndexServiceServicer):
     async def DropIndex(self, request: DropIndexRequest, context: _Context) -> DropIndexResponse:
         """Have the writer drop a table, and wait until nobody serves it."""
         deadline = Deadline.of(context)
-        response = await reach_writer(
-            self._writers,
-            lambda stub, budget_s: stub.DropTable(
-                DropTableRequest(name=request.name), timeout=budget_s
-            ),
-            deadline,
-        )
+        uid = await self._drop(request.name, deadline)
         gone = await self._board.wait_until(
-            lambda routes: all(route.uid != response.uid for route in routes.indexes.values()),
+            lambda routes: all(route.uid != uid for route in routes.indexes.values()),
             deadline.share(0.9),
         )
         if not gone:
@@ -145,6 +143,28 @@ class IndexesServer(IndexServiceServicer):
                 f"it leaves them by itself",
             )
         return DropIndexResponse()
+
+    async def _drop(self, name: str, deadline: Deadline) -> str:
+        """Drop a table; return its uid."""
+        known = self._board.routes.indexes.get(name)
+        attempts = 0
+
+        async def drop(stub: Any, budget_s: float) -> DropTableResponse:
+            nonlocal attempts
+            attempts += 1
+            response: DropTableResponse = await stub.DropTable(
+                DropTableRequest(name=name), timeout=budget_s
+            )
+            return response
+
+        try:
+            return (await reach_writer(self._writers, drop, deadline)).uid
+        except ServiceError as error:
+            # It was there; an attempt before this one dropped it, and its answer was lost.
+            lost = error.reason == Reason.REASON_INDEX_NOT_FOUND and attempts > 1
+            if known is None or not lost:
+                raise
+            return known.uid
 
     def _index(self, route: IndexRoute) -> Index:
         ready: dict[int, ShardState] = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from shoal.broker.reranking import RerankStage
 from shoal.broker.routes import IndexRoute
 from shoal.broker.validation import Query
 from shoal.internal.v1.reranker_pb2 import RerankItem
-from shoal.internal.v1.shard_pb2 import Fill, Passage
+from shoal.internal.v1.shard_pb2 import Fill, Passage, ShardState
 from shoal.rpc.arrays import FLOAT32, pack
 from shoal.rpc.deadline import Deadline
 from shoal.rpc.errors import ServiceError
@@ -126,6 +126,10 @@ class Pipeline:
         )
         with _timed(trace, Stage.STAGE_SEARCH):
             found = await self.shards.search(route, shard_query, budget.search())
+            if reached and found.is_behind(wanted):
+                # A server has restarted from an older snapshot since the probe looked.
+                shard_query = replace(shard_query, min_table_version=wanted)
+                found = await self.shards.search(route, shard_query, budget.search())
         for group, error in found.failures:
             reason, why = _why(error)
             where = f"{shards_text(group.shards)} on {' and '.join(group.servers)}"
@@ -257,7 +261,19 @@ class Pipeline:
                 Reason.REASON_COVERAGE_INCOMPLETE,
                 f"the answer would be incomplete ({missing}): try again, or take a partial answer",
             )
+        states += self._unanswered(route, found)
         return build_response(request, route, ranked, states, coverage, trace)
+
+    def _unanswered(self, route: IndexRoute, found: Found) -> list[tuple[str, ShardState]]:
+        """The shards that nobody answered for, by what was last known of them."""
+        if not found.failures:
+            return []
+        counts = self.probe.known_counts(route)
+        return [
+            (" and ".join(group.servers), ShardState(shard=each, passage_count=counts.get(each, 0)))
+            for group, _ in found.failures
+            for each in group.shards
+        ]
 
 
 def _read_as(passage: Passage) -> str:

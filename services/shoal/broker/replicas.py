@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
 
+# A time before any other on the clock.
+NEVER_S: Final = float("-inf")
 FIRST_REST_S: Final = 0.1
 LONGEST_REST_S: Final = 2.0
 # Weight of the newest call in the averages: about the last twenty calls count.
@@ -31,6 +33,8 @@ class Health:
     """About the 95th percentile of it."""
     failures: int = 0
     rests_until_s: float = 0.0
+    down_since_s: float = NEVER_S
+    """When the first of the latest failures in a row was; NEVER_S while it answers."""
     busy_since_s: float = 0.0
     """Since when it has had calls under way without answering any."""
 
@@ -50,6 +54,7 @@ class Health:
         self.refused(now_s)
         self.failures = 0
         self.rests_until_s = 0.0
+        self.down_since_s = NEVER_S
         self.latency_s += _SMOOTHING * (duration_s - self.latency_s)
         # A quantile by stochastic approximation: 19 small steps down balance one up.
         step_s = max(self.latency_s, 0.001) * _SMOOTHING
@@ -58,6 +63,11 @@ class Health:
 
     def failed(self, now_s: float) -> None:
         """A call failed: rest."""
+        if self.down_since_s == NEVER_S:
+            self.down_since_s = now_s
+        self._rest(now_s)
+
+    def _rest(self, now_s: float) -> None:
         self.in_flight -= 1
         rest_s = min(FIRST_REST_S * 2.0**self.failures, LONGEST_REST_S)
         self.failures = min(self.failures + 1, 10)
@@ -71,9 +81,13 @@ class Health:
     def abandoned(self, waited_s: float, now_s: float) -> None:
         """A call was cancelled, or ran out of time: nobody's fault, unless it took for ever."""
         if waited_s >= self.lost_s:
-            self.failed(now_s)
+            self._rest(now_s)  # Slow beyond bounds, but not known to be away.
         else:
             self.in_flight -= 1
+
+    def shunned(self, now_s: float) -> bool:
+        """True if it failed more than once in a row, and rests or is being tried again."""
+        return self.failures > 1 and (self.rests_until_s > now_s or self.in_flight > 0)
 
     def cost(self, now_s: float) -> float:
         """How long the next call is likely to take: long, if those under way seem stuck."""

@@ -17,6 +17,7 @@ from shoal.internal.v1.reranker_pb2_grpc import RerankerServiceStub
 from shoal.rpc.arrays import FLOAT32
 from shoal.rpc.deadline import Deadline
 from shoal.rpc.errors import ServiceError
+from shoal.v1.errors_pb2 import Reason
 
 # Of a call, by the reranker's contract.
 MAX_ITEMS: Final = 64
@@ -44,6 +45,12 @@ class RerankStage:
     async def rerank(self, item: RerankItem, deadline: Deadline) -> Reranked:
         """Score a query's passages. Raises ServiceError or TimeoutError."""
         started_s = time.monotonic()
+        targets = self._targets.all()
+        if targets and all(target.health.shunned(started_s) for target in targets):
+            # There is an answer without it: only one search finds out whether it is back.
+            raise ServiceError(
+                Reason.REASON_RERANKER_UNAVAILABLE, "no reranker has answered for a while"
+            )
         try:
             _, reranked = await self._targets.first_to_do(
                 lambda target: self._coalescer(target).submit(item, deadline),

@@ -117,6 +117,8 @@ class SearchServer(SearchServiceServicer):
     async def _search(self, request: SearchRequest, deadline: Deadline) -> SearchResponse:
         started_s = time.monotonic()
         routes = self._routes()
+        if not request.index:
+            raise InvalidFieldError("index", "is required: name the index to search")
         route = routes.index(request.index)
         query = check_search(request, route, self._settings)
         if not route.groups:
@@ -156,7 +158,9 @@ class SearchServer(SearchServiceServicer):
         fresh = known is not None and min(known, default=0) >= request.min_table_version
         if fresh and known is not None and cache.available:
             started_s = time.monotonic()
-            answer = _read(await cache.get(answer_key(request, route, known, models)))
+            answer = _read(
+                await cache.get(answer_key(request, route, known, models, query.rerank_count))
+            )
             if answer is not None:
                 trace = Trace(cache=CacheState.CACHE_STATE_HIT)
                 trace.timings.append((Stage.STAGE_CACHE, time.monotonic() - started_s))
@@ -165,9 +169,9 @@ class SearchServer(SearchServiceServicer):
 
         async def compute() -> tuple[SearchResponse, Trace, Deadline]:
             response, trace = await self._compute(request, route, query, deadline)
-            if response.coverage.complete:
+            if response.coverage.complete and cache.available:
                 versions = tuple(trace.versions[shard] for shard in range(route.shard_count))
-                key = answer_key(request, route, versions, models)
+                key = answer_key(request, route, versions, models, query.rerank_count)
                 cache.put(key, response.SerializeToString())
             return response, trace, deadline
 

@@ -25,6 +25,9 @@ CLOSE_GRACE_S: Final = 10.0
 # Between two rounds over all instances of a role, when all have failed.
 ROUND_S: Final = 0.1
 
+# Attempts at what fails for a reason that lies in the request, or in our code.
+TRIES: Final = 3
+
 # The instance, or the way to it, is at fault: another one, or the same one later, may do.
 RETRIED: Final = frozenset(
     {
@@ -124,11 +127,13 @@ class Targets:
         """Have one of the instances do something, and another if that one fails.
 
         Goes over all of them, again and again, until the deadline: one that was killed is back
-        within seconds. `rounds` is for what is not worth waiting for. Raises the last ServiceError,
-        or TimeoutError if there was none.
+        within seconds. `rounds` is for what is not worth waiting for; a fault that is likely to
+        come back is met TRIES times. Raises the last ServiceError, or TimeoutError if there was
+        none.
         """
         failed: set[str] = set()
         last: ServiceError | None = None
+        tries = TRIES
         while not deadline.passed:
             target = self.choose(ids, failed)
             if target is None:
@@ -142,7 +147,8 @@ class Targets:
             try:
                 return target, await work(target)
             except ServiceError as error:
-                if error.failure.code not in RETRIED:
+                tries -= _comes_back(error)
+                if error.failure.code not in RETRIED or tries == 0:
                     raise
                 last = error
                 failed.add(target.id)
@@ -161,6 +167,14 @@ class Targets:
         for target in self._targets.values():
             await target.channel.close()
         self._targets.clear()
+
+
+def _comes_back(error: ServiceError) -> bool:
+    """True if the same request is likely to fail again: a bug, or an answer too large to send."""
+    failure = error.failure
+    if failure.code == grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return failure.retry_delay_s is None  # An overload says when to come back.
+    return failure.code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.DATA_LOSS)
 
 
 def _is_cancelled() -> bool:
