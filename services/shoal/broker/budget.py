@@ -18,7 +18,8 @@ FETCH_SHARE: Final = 0.8
 # The answer must still be built and sent.
 RESERVE_S: Final = 0.005
 RERANK_SHARE: Final = 0.9
-_SMOOTHING: Final = 0.1
+_SMOOTHING_UP: Final = 0.1
+_SMOOTHING_DOWN: Final = 0.5
 # What seemed too dear a hundred times is tried again at a third of the guess.
 _FORGETTING: Final = 0.01
 
@@ -59,7 +60,11 @@ class RerankCost:
     def observed(self, count: int, duration_s: float) -> None:
         """Take note of a call for `count` candidates."""
         per_candidate_s = max(duration_s - self._base_s, 0.0) / max(count, 1)
-        self._per_candidate_s += _SMOOTHING * (per_candidate_s - self._per_candidate_s)
+        # A call's time includes its wait behind others, which is over as soon as they are: good
+        # news is believed at once, bad news bit by bit.
+        better = per_candidate_s < self._per_candidate_s
+        weight = _SMOOTHING_DOWN if better else _SMOOTHING_UP
+        self._per_candidate_s += weight * (per_candidate_s - self._per_candidate_s)
 
     def affordable(self, wanted: int, budget_s: float) -> int:
         """How many of `wanted` candidates can be reranked in `budget_s` seconds.
