@@ -97,7 +97,11 @@ def settings_for(
                 "passage_batch_tokens": 1024,
             }
         case Role.ROLE_RERANKER:
-            provided = {"bundle": str(default_bundle("reranker-minilm-l2-int8"))}
+            provided = {
+                "bundle": str(default_bundle("reranker-minilm-l2-int8")),
+                "threads": 2,
+                "batch_tokens": 1024,
+            }
         case Role.ROLE_SHARD_SERVER:
             provided = {"snapshot_dir": str(home / "snapshots" / instance_id)}
         case Role.ROLE_WRITER:
