@@ -91,14 +91,13 @@ def build_training_set(
     for (text, position, held_out), vector in zip(drafts, question_vectors, strict=True):
         question = _mine(text, position, vector, passage_vectors)
         if held_out:
-            # Where the encoder did not find the right passage, no order of what it found is right.
-            if position in question.top:
-                dev.append(question)
+            dev.append(question)
         elif len(question.negatives) >= CANDIDATES // 2:
             train.append(question)
     rng.shuffle(train)
     rng.shuffle(dev)
-    return TrainingSet(passages, train, dev)
+    # Where the encoder did not find the right passage, no order of what it found is right.
+    return TrainingSet(passages, train, [each for each in dev if each.passage in each.top])
 
 
 def _one_a_source(packages: Iterable[Package], rng: random.Random) -> list[Package]:
