@@ -139,12 +139,6 @@ def _states(
         yield state
 
 
-def filled_count(top_ks: Sequence[int], fills: Sequence[Fill.ValueType]) -> int:
-    """How many passages an answer may hold."""
-    pairs = zip(top_ks, fills, strict=True)
-    return sum(top_k for top_k, fill in pairs if fill != Fill.FILL_UNSPECIFIED)
-
-
 def rows_wanted(response: SearchShardsResponse, fills: Sequence[Fill.ValueType]) -> set[int]:
     """Row ids whose content is wanted, of all queries of a call."""
     return {
