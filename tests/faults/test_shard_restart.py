@@ -78,7 +78,9 @@ class Process:
     async def until_saved(self):
         """Wait until every shard has a snapshot."""
         async with asyncio.timeout(PATIENCE_S):
-            while len(list(self.snapshots.rglob("shard-*.json"))) < self.wanted.shard_count:
+            while (
+                len(list(self.snapshots.rglob("shard-*/manifest.json"))) < self.wanted.shard_count
+            ):
                 await asyncio.sleep(0.05)
 
     async def found(self, queries, top_k=10):
@@ -137,13 +139,13 @@ async def test_a_killed_server_comes_back_from_its_snapshots(tmp_path, setting):
     try:
         await process.until_ready(corpus.table.version)
         await assert_whole(process, corpus, recall)
-        assert "ignoring" not in process.log.read_text()
+        assert "refused" not in process.log.read_text()
     finally:
         process.stop()
 
 
-@pytest.mark.parametrize("damage", ["flipped bit", "manifest", "missing data"])
-async def test_a_damaged_snapshot_is_ignored(tmp_path, damage):
+@pytest.mark.parametrize("damage", ["flipped bit", "manifest", "missing", "cut"])
+async def test_a_damaged_segment_is_refused_and_made_anew(tmp_path, damage):
     corpus = Corpus(tmp_path)
     corpus.fill(100)
     process = Process(tmp_path, corpus, layout(2))
@@ -151,27 +153,37 @@ async def test_a_damaged_snapshot_is_ignored(tmp_path, damage):
         await process.until_saved()
     finally:
         process.kill()
-    for path in process.snapshots.rglob("shard-*"):
-        _damage(path, damage)
+    before = set(process.snapshots.rglob("shard-*"))
+    damaged = {_damage(folder, damage) for folder in before}
     process = Process(tmp_path, corpus, layout(2))
     try:
         await process.until_ready(corpus.table.version)
         await assert_whole(process, corpus, 1.0)
-        assert process.log.read_text().count("ignoring the snapshot") == 2
+        log = process.log.read_text()
+        assert log.count("the stored segment is refused") == 2
+        assert all(str(path) in log for path in damaged)
+        async with asyncio.timeout(PATIENCE_S):
+            while before & set(process.snapshots.rglob("shard-*")):
+                await asyncio.sleep(0.05)
     finally:
         process.stop()
 
 
-def _damage(path: Path, damage: str) -> None:
+def _damage(folder: Path, damage: str) -> Path:
+    path = folder / ("manifest.json" if damage == "manifest" else "vectors.npy")
     content = bytearray(path.read_bytes())
-    match damage, path.suffix:
-        case "flipped bit", ".npz":
+    match damage:
+        case "flipped bit":
             content[len(content) // 2] ^= 1
-            path.write_bytes(content)
-        case "manifest", ".json":
-            path.write_text("{}")
-        case "missing data", ".npz":
-            path.unlink()
+        case "manifest":
+            content = bytearray(b"{}")
+        case "cut":
+            del content[-5:]
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(content)
+    return path
 
 
 async def test_snapshots_of_a_table_that_was_made_anew_are_not_used(tmp_path):

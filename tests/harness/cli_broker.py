@@ -54,6 +54,8 @@ class Broker(
         self.kind = search_pb2.SEARCH_KIND_EXACT
         # Ranking that every search gets, by text: for judging.
         self.rankings = {}
+        # Of indexes that were scaled, by name.
+        self.shards = {}
 
     def documents(self, name, context):
         if name not in self.indexes:
@@ -72,7 +74,7 @@ class Broker(
             kind=self.kind,
             document_count=held,
             passage_count=held,
-            shard_count=2,
+            shard_count=self.shards.get(name, 2),
         )
         index.create_time.FromSeconds(MADE_AT)
         return index
@@ -292,6 +294,10 @@ class Broker(
         return response
 
     def ScaleCluster(self, request, context):
+        if request.index:
+            self.documents(request.index, context)
+            self.shards[request.index] = request.scale.shards
+            return cluster_pb2.ScaleClusterResponse(scale=request.scale)
         self.scale.MergeFrom(request.scale)
         return cluster_pb2.ScaleClusterResponse(scale=self.scale)
 

@@ -183,6 +183,13 @@ def test_scale_waits_until_the_cluster_is_whole(shoal, broker):
     assert "not whole after 0 s: encoder-1 starts" in done.stderr
 
 
+def test_an_index_is_scaled_by_itself(shoal, broker, xquad):
+    done = shoal("scale", "xquad", "--shards", 4, "--wait")
+    assert "Declared: xquad: shards 4" in done.stdout
+    assert broker.shards == {"xquad": 4}
+    assert broker.scale.shards == 2
+
+
 # What fails
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shoal.cluster.config import ClusterConfig, Scale
+from shoal.cluster.config import ClusterConfig, IndexScale, Scale
 from shoal.cluster.controller import (
     DRAIN_S,
     HUNG_S,
@@ -179,6 +179,66 @@ def test_any_series_of_scales_is_reached_without_an_index_going_away(
     for index in world.memory.topology.indexes:
         assert index.serving == place(scales[-1], index_version=0, codebook_uri="")
         assert not index.HasField("preparing")
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(
+        st.builds(
+            IndexScale,
+            shards=st.none() | st.integers(1, 9),
+            replicas=st.none() | st.integers(1, 3),
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    st.integers(0, 1000),
+)
+def test_an_index_has_numbers_of_its_own(scales: list[IndexScale], seed: int) -> None:
+    world = World(Scale(shards=2, replicas=2, shard_servers=2), seed)
+    world.catalogue = [_entry("a"), _entry("b")]
+    for scale in scales:
+        world.memory = replace(world.memory, index_scales={"a-uid": scale})
+        world.run(world.random.randint(1, 12))
+    if (
+        world.memory.scale_of("a-uid").shards
+        != world.memory.topology.indexes[0].serving.shard_count
+    ):
+        found = problems(world.config, world.memory, world.observed(), world.now_s)
+        assert any("index a" in each for each in found)
+    world.run(60)
+    a, b = world.memory.topology.indexes
+    cluster = world.memory.scale
+    assert a.serving == place(scales[-1].of(cluster), index_version=0, codebook_uri="")
+    assert b.serving == place(cluster, index_version=0, codebook_uri="")
+    assert {placement.replica for placement in a.serving.placements} <= {0, 1}
+    world.catalogue = [_entry("b")]
+    world.run(5)
+    assert world.memory.index_scales == {}
+
+
+def test_an_indexs_numbers_are_checked_and_given_back() -> None:
+    changed = IndexScale().changed_by(ScaleMessage(shards=4))
+    assert changed == IndexScale(shards=4)
+    assert changed.changed_by(ScaleMessage(replicas=2)) == IndexScale(shards=4, replicas=2)
+    assert changed.changed_by(ScaleMessage(shards=0)) == IndexScale()
+    for wrong in (ScaleMessage(shards=1025), ScaleMessage(replicas=17), ScaleMessage(encoders=1)):
+        with pytest.raises(ValueError, match=r"shards|replicas|encoders"):
+            IndexScale().changed_by(wrong)
+
+
+def test_a_shard_that_serves_in_spite_of_something_is_a_problem() -> None:
+    world = World(Scale(shards=1))
+    world.catalogue = [_entry()]
+    world.run(12)
+    server = world.instances["shard-server-0-0"]
+    assert server.answer is not None
+    answer = PublishTopologyResponse()
+    answer.CopyFrom(server.answer)
+    answer.shards[0].message = "the disk is full"
+    world.instances[server.id] = replace(server, answer=answer, answered_s=world.now_s)
+    found = problems(world.config, world.memory, world.observed(), world.now_s)
+    assert "index docs, shard-server-0-0: the disk is full" in found
 
 
 def test_a_shard_server_that_hangs_is_killed_and_others_are_not() -> None:

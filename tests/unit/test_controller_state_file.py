@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from shoal.cluster.config import Scale
+from shoal.cluster.config import IndexScale, Scale
 from shoal.cluster.controller import Memory
 from shoal.cluster.state_file import StateFile
 from shoal.internal.v1.topology_pb2 import Topology
@@ -20,6 +20,17 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     loaded = file.load(Scale())
     assert loaded is not None
     assert (loaded.scale, loaded.topology) == (Scale(shards=5), topology)
+
+
+def test_the_numbers_of_an_index_are_kept(tmp_path: Path) -> None:
+    file = StateFile(tmp_path / "controller.json")
+    scales = {"uid": IndexScale(shards=4), "other": IndexScale(replicas=2)}
+    file.save(Memory(Scale(), index_scales=scales), Scale())
+    loaded = file.load(Scale(shards=3))
+    assert loaded is not None
+    assert loaded.index_scales == scales
+    assert loaded.scale_of("uid") == Scale(shards=4)
+    assert loaded.scale_of("none") == Scale(shards=3)
 
 
 def test_a_changed_declaration_goes_before_what_was_scaled(tmp_path: Path) -> None:

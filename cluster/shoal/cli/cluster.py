@@ -209,6 +209,14 @@ Brokers = Annotated[int | None, _number("Processes that answer callers.")]
 
 
 def scale(
+    index: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[INDEX]",
+            help="The index that --shards and --replicas are for; 0 of them means again as the "
+            "cluster. None: the numbers are the cluster's.",
+        ),
+    ] = None,
     shards: Shards = None,
     replicas: Replicas = None,
     shard_servers: ShardServers = None,
@@ -224,7 +232,8 @@ def scale(
 ) -> None:
     """Change how many of each there are, while queries run.
 
-    What is not named stays as it is. --timeout bounds --wait.
+    What is not named stays as it is. --timeout bounds --wait. An index is divided anew by moving
+    its codes: nothing is encoded or trained again.
     """
     numbers = {
         "shards": shards,
@@ -237,25 +246,30 @@ def scale(
     if all(number is None for number in numbers.values()):
         raise typer.BadParameter("name at least one number, such as --encoders 2")
     with connected(endpoint) as client:
-        in_force = client.scale(**numbers, timeout_s=min(timeout, 10.0))
+        in_force = client.scale(**numbers, index=index or "", timeout_s=min(timeout, 10.0))
         if wait:
-            _await_scale(client, in_force, timeout)
+            _await_scale(client, index, in_force, timeout)
     if as_json:
         from shoal.cli.plain import as_plain
 
-        print_json({"scale": as_plain(in_force)})
+        print_json(({"index": index} if index else {}) | {"scale": as_plain(in_force)})
     else:
-        say(f"Declared: {_numbers(in_force)}")
+        declared = f"{index}: shards {in_force.shards}, replicas {in_force.replicas}"
+        say(f"Declared: {declared if index else _numbers(in_force)}")
         if not wait:
             say("The cluster is on its way there: `shoal status` shows how far.", "dim")
 
 
-def _await_scale(client: Client, in_force: Scale, timeout_s: float) -> None:
+def _await_scale(client: Client, index: str | None, in_force: Scale, timeout_s: float) -> None:
     deadline_s = time.monotonic() + timeout_s
     with progress("waiting until the cluster is whole") as advance:
         while True:
             found = client.cluster_status()
-            if found.whole and found.desired == in_force:
+            if index is None:
+                followed = found.desired == in_force
+            else:
+                followed = client.describe_index(index).index.shard_count == in_force.shards
+            if found.whole and followed:
                 return
             problems = "; ".join(found.problems)
             if time.monotonic() > deadline_s:

@@ -57,6 +57,29 @@ class Scale(_Frozen):
         return Scale.model_validate(self.model_dump() | numbers)
 
 
+class IndexScale(_Frozen):
+    """How one index is divided, where that differs from the cluster's numbers."""
+
+    shards: int | None = Field(default=None, ge=1, le=1024)
+    """Parts. None: as many as the cluster says."""
+    replicas: int | None = Field(default=None, ge=1, le=16)
+    """Copies. None, or more than the cluster has: as many as that."""
+
+    def changed_by(self, change: cluster_pb2.Scale) -> IndexScale:
+        """Give these numbers, with those that are set in `change`; 0 means as the cluster.
+
+        Raises ValueError, naming the number, if one is out of its range or not an index's.
+        """
+        numbers = {field.name: value or None for field, value in change.ListFields()}
+        return IndexScale.model_validate(self.model_dump() | numbers)
+
+    def of(self, scale: Scale) -> Scale:
+        """The cluster's numbers as they are for this index."""
+        shards = scale.shards if self.shards is None else self.shards
+        replicas = min(self.replicas or scale.replicas, scale.replicas)
+        return scale.model_copy(update={"shards": shards, "replicas": replicas})
+
+
 class Redis(_Frozen):
     """The cache of hot queries. Without it every query is computed."""
 

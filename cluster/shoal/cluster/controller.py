@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from shoal.cluster.config import ClusterConfig, Scale
+from shoal.cluster.config import ClusterConfig, IndexScale, Scale
 from shoal.cluster.index_plan import Growth, Training, plan_index, serves, training_due
 from shoal.cluster.placement import wanted_instances
 from shoal.internal.v1.topology_pb2 import IndexPlacement, PublishTopologyResponse, Topology
@@ -81,6 +81,12 @@ class Memory:
     """When the step before this one was."""
     awake_s: float = 0.0
     """Since when steps have followed one another without a pause: silence before does not count."""
+    index_scales: Mapping[str, IndexScale] = field(default_factory=dict)
+    """Where indexes differ from the cluster's numbers, by uid."""
+
+    def scale_of(self, index_uid: str) -> Scale:
+        """The numbers in force for an index."""
+        return self.index_scales.get(index_uid, IndexScale()).of(self.scale)
 
 
 @dataclass(frozen=True)
@@ -149,7 +155,14 @@ def plan(
         )
     ]
     topology = _assemble(config, memory, observed, indexes, draining, now_s)
-    return replace(memory, topology=topology, draining=draining, growth=growth), actions
+    memory = replace(
+        memory,
+        topology=topology,
+        draining=draining,
+        growth=growth,
+        index_scales=_kept(memory, observed),
+    )
+    return memory, actions
 
 
 def problems(config: ClusterConfig, memory: Memory, observed: Observed, now_s: float) -> list[str]:
@@ -187,7 +200,20 @@ def _index_problems(memory: Memory, observed: Observed, now_s: float) -> list[st
                 f"index {index.name} is being prepared in {index.preparing.shard_count} shards at "
                 f"version {index.preparing.index_version}; the old layout serves"
             )
+        elif index.serving.shard_count != memory.scale_of(index.uid).shards:
+            found.append(f"index {index.name} is to be divided otherwise")
+        found += _notes(index, answers)
     return found
+
+
+def _notes(index: IndexPlacement, answers: Mapping[str, PublishTopologyResponse]) -> list[str]:
+    """What is wrong with shards that serve all the same."""
+    return [
+        f"index {index.name}, {id_}: {state.message}"
+        for id_, answer in sorted(answers.items())
+        for state in answer.shards
+        if state.ready and state.message and state.layout.index_uid == index.uid
+    ]
 
 
 def ready_answers(observed: Observed, now_s: float) -> dict[str, PublishTopologyResponse]:
@@ -207,9 +233,17 @@ def _plan_indexes(
     before = {index.uid: index for index in memory.topology.indexes}
     answers = ready_answers(observed, now_s)
     return [
-        plan_index(entry, before.get(entry.uid), memory.scale, answers)
+        plan_index(entry, before.get(entry.uid), memory.scale_of(entry.uid), answers)
         for entry in observed.catalogue
     ]
+
+
+def _kept(memory: Memory, observed: Observed) -> Mapping[str, IndexScale]:
+    """Forget the numbers of indexes that were dropped."""
+    if observed.catalogue is None:
+        return memory.index_scales
+    uids = {entry.uid for entry in observed.catalogue}
+    return {uid: scale for uid, scale in memory.index_scales.items() if uid in uids}
 
 
 def _plan_draining(

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 import grpc
-from shoal.cluster.config import ClusterConfig, Scale
+from shoal.cluster.config import ClusterConfig, IndexScale, Scale
 from shoal.cluster.controller import (
     Action,
     Create,
@@ -128,8 +128,28 @@ class ControllerLoop:
         return [self._save_error, *found] if self._save_error else found
 
     def set_scale(self, scale: Scale) -> None:
-        """Declare new numbers; durable when this returns."""
-        memory = replace(self._memory, scale=scale)
+        """Declare new numbers; durable when this returns. Raises OSError."""
+        self._declare(replace(self._memory, scale=scale))
+
+    def set_index_scale(self, uid: str, scale: IndexScale) -> Scale:
+        """Declare how an index is divided; durable when this returns. Raises OSError.
+
+        Returns the numbers in force for it.
+        """
+        scales = {**self._memory.index_scales, uid: scale}
+        self._declare(replace(self._memory, index_scales=scales))
+        return self._memory.scale_of(uid)
+
+    def index_scale(self, uid: str) -> IndexScale:
+        """How an index differs from the cluster's numbers."""
+        return self._memory.index_scales.get(uid, IndexScale())
+
+    def uid_of(self, name: str) -> str | None:
+        """Find an index in the catalogue that was read last."""
+        entries = self._catalogue or ()
+        return next((entry.uid for entry in entries if entry.name == name), None)
+
+    def _declare(self, memory: Memory) -> None:
         self._state_file.save(memory, self._config.scale)
         self._memory = memory
         self._wake.set()

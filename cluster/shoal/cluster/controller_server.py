@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 from pydantic import ValidationError
-from shoal.cluster.config import ClusterConfig
+from shoal.cluster.config import ClusterConfig, IndexScale, Scale
 from shoal.cluster.controller_loop import ControllerLoop, Platform, own_entry
 from shoal.cluster.placement import CONTROLLER
 from shoal.internal.v1.topology_pb2 import (
@@ -79,20 +79,47 @@ class ControllerService(ControllerServiceServicer):
         await self.loop.remove_all()
 
     async def SetScale(self, request: SetScaleRequest, context: _Context) -> SetScaleResponse:
-        """Declare new numbers."""
+        """Declare new numbers, for the cluster or for one index."""
         del context
         try:
-            scale = self.loop.scale.changed_by(request.scale)
+            scale = self._set_index_scale(request) if request.index else self._set_scale(request)
         except ValidationError as error:
             problem = error.errors()[0]
             raise InvalidFieldError(f"scale.{problem['loc'][0]}", problem["msg"]) from error
-        try:
-            self.loop.set_scale(scale)
         except OSError as error:
             raise ServiceError(
                 Reason.REASON_STORAGE_FULL, f"the new numbers cannot be stored: {error}"
             ) from error
         return SetScaleResponse(scale=scale.to_proto())
+
+    def _set_scale(self, request: SetScaleRequest) -> Scale:
+        scale = self.loop.scale.changed_by(request.scale)
+        self.loop.set_scale(scale)
+        return scale
+
+    def _set_index_scale(self, request: SetScaleRequest) -> Scale:
+        foreign = [
+            field.name
+            for field, _ in request.scale.ListFields()
+            if field.name not in IndexScale.model_fields
+        ]
+        if foreign:
+            raise InvalidFieldError(
+                f"scale.{foreign[0]}", "is the cluster's: an index has shards and replicas"
+            )
+        uid = self.loop.uid_of(request.index)
+        if uid is None:
+            raise ServiceError(
+                Reason.REASON_INDEX_NOT_FOUND,
+                f"there is no index {request.index}: `shoal index list` shows which there are",
+            )
+        scale = self.loop.index_scale(uid).changed_by(request.scale)
+        most = self.loop.scale.replicas
+        if (scale.replicas or 0) > most:
+            raise InvalidFieldError(
+                "scale.replicas", f"the cluster has {most}: raise that number first"
+            )
+        return self.loop.set_index_scale(uid, scale)
 
     async def GetControllerStatus(
         self, request: GetControllerStatusRequest, context: _Context

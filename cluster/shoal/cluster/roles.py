@@ -103,7 +103,10 @@ def settings_for(
                 "batch_tokens": 1024,
             }
         case Role.ROLE_SHARD_SERVER:
-            provided = {"snapshot_dir": str(home / "snapshots" / instance_id)}
+            provided = {
+                "snapshot_dir": str(home / "snapshots" / instance_id),
+                "shared_snapshot_dir": str(home / "snapshots"),
+            }
         case Role.ROLE_WRITER:
             bundle = config.encoder.get("bundle", str(default_bundle("all-minilm-l6-v2-int8")))
             provided = {"data": data, "tokenizer": str(bundle)}

@@ -1,7 +1,8 @@
 """What must the controller still know after it was killed?
 
-The numbers in force, and the topology that it published last: which layout serves each index, and
-the epoch. Written by rename, so that it is the old one or the new one.
+The numbers in force, of the cluster and of single indexes, and the topology that it published last:
+which layout serves each index, and the epoch. Written by rename, so that it is the old one or the
+new one.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from google.protobuf import json_format
 from pydantic import ValidationError
-from shoal.cluster.config import Scale
+from shoal.cluster.config import IndexScale, Scale
 from shoal.cluster.controller import Memory
 from shoal.internal.v1.topology_pb2 import Topology
 
@@ -34,6 +35,7 @@ class StateFile:
         """
         state = {
             "scale": memory.scale.model_dump(),
+            "index_scales": {uid: scale.model_dump() for uid, scale in memory.index_scales.items()},
             "declared": declared.model_dump(),
             "topology": json_format.MessageToDict(memory.topology),
         }
@@ -62,7 +64,11 @@ class StateFile:
             topology = json_format.ParseDict(state["topology"], Topology())
             kept = Scale.model_validate(state["scale"])
             changed = Scale.model_validate(state["declared"]) != declared
-            return Memory(declared if changed else kept, topology)
+            scales = {
+                uid: IndexScale.model_validate(scale)
+                for uid, scale in state.get("index_scales", {}).items()
+            }
+            return Memory(declared if changed else kept, topology, index_scales=scales)
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, ValidationError, json_format.ParseError) as error:

@@ -169,6 +169,9 @@ def create_index_request(name: str, dimension: int) -> CreateIndexRequest:
     return CreateIndexRequest(name=name, dimension=dimension, request_id=uuid.uuid4().hex)
 
 
-def scale_request(numbers: Mapping[str, int | None]) -> ScaleClusterRequest:
-    """The numbers to change; None leaves one as it is."""
-    return ScaleClusterRequest(scale=Scale(**numbers))
+def scale_request(numbers: Mapping[str, int | None], index: str = "") -> ScaleClusterRequest:
+    """The numbers to change, of an index or, if that is empty, of the cluster.
+
+    None leaves one as it is.
+    """
+    return ScaleClusterRequest(scale=Scale(**numbers), index=index)

@@ -259,9 +259,13 @@ class Client:
         encoders: int | None = None,
         rerankers: int | None = None,
         brokers: int | None = None,
+        index: str = "",
         timeout_s: float = 10.0,
     ) -> Scale:
-        """Change how many of each there are, while queries run; return the numbers in force."""
+        """Change how many of each there are, while queries run; return the numbers in force.
+
+        index: the one that `shards` and `replicas` are for; 0 of them means as the cluster has.
+        """
         request = requests.scale_request(
             {
                 "shards": shards,
@@ -270,7 +274,8 @@ class Client:
                 "encoders": encoders,
                 "rerankers": rerankers,
                 "brokers": brokers,
-            }
+            },
+            index,
         )
         return self._call(self._cluster.ScaleCluster, request, timeout_s).scale
 

@@ -63,7 +63,7 @@ class ClusterServer(ClusterServiceServicer):
         """Have the controller declare new numbers."""
         # What is left is for the answer to travel.
         deadline = Deadline.of(context).share(CONTROLLER_SHARE)
-        change = SetScaleRequest(scale=request.scale)
+        change = SetScaleRequest(scale=request.scale, index=request.index)
         try:
             _, response = await self._controllers.first_to_do(
                 lambda target: target.call(

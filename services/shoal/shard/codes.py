@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from shoal.rpc.errors import ServiceError
 from shoal.shard.kernel import faiss
+from shoal.shard.lists import copy_lists
 from shoal.shard.wide_code import WideCode, WideKind
 from shoal.v1.errors_pb2 import Reason
 
@@ -179,12 +180,31 @@ class Codebook:
         return centroids
 
     def new_lists(self) -> Any:
-        """Empty lists to be filled."""
-        return self.copy_of(self._template)
+        """Empty lists to be filled.
+
+        They use the codebook's quantizer, as one for each shard would be 6 MB at 4,096 lists of 384
+        numbers: keep the codebook as long as them.
+        """
+        template = self._template
+        lists = faiss.IndexIVFPQFastScan(
+            self._quantizer,
+            template.d,
+            template.nlist,
+            template.pq.M,
+            template.pq.nbits,
+            template.metric_type,
+            template.bbs,
+        )
+        lists.pq, lists.by_residual = template.pq, template.by_residual
+        lists.use_precomputed_table = template.use_precomputed_table
+        lists.is_trained = True
+        return lists
 
     def copy_of(self, lists: Any) -> Any:
-        """A copy of lists that can be changed without changing them."""
-        return faiss.clone_index(lists)
+        """A copy of lists, mapped ones too, in memory, that can be changed."""
+        copy = self.new_lists()
+        copy_lists(lists, copy)
+        return copy
 
 
 def save_codebook(folder: Path, manifest: Manifest, template: Any, wide: WideCode) -> Manifest:

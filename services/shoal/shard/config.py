@@ -17,8 +17,9 @@ class ShardSettings(BaseModel):
     """Searches that run at once, each on one core; a large batch is divided among them. Two: on a
     laptop the other processes need the rest."""
     background_threads: int = Field(default=1, ge=1, le=64)
-    """Loads, folds and snapshots that run at once. Each may hold a second copy of one shard, so
-    this also bounds memory."""
+    """Loads, folds, moves and snapshots that run at once, each on one core once something serves,
+    and at a lower priority than searches. Each may hold a second copy of one shard, so this also
+    bounds memory: by so many times the largest shard."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where the inverted lists of trained indexes are. `cuda` needs the `gpu` extra, and loading a
     trained index fails without it; exact search stays on the CPU."""
@@ -31,11 +32,18 @@ class ShardSettings(BaseModel):
     about 25 ns for each of them and query; a fold costs about 50 ms for 100,000 passages."""
 
     snapshot_dir: Path | None = None
-    """Folder of this instance alone, for copies of its segments, so that a restart reads them and
-    what changed since. None: a restart builds from the table."""
+    """Folder of this instance alone, for its segments, so that a restart maps them and reads what
+    changed since. None: a restart builds from the table, and segments are held in memory."""
     snapshot_interval_s: float = Field(default=60.0, ge=0)
     """Least seconds between two snapshots of one shard: a fold follows every thousand passages, and
     a snapshot writes the whole segment."""
+    shared_snapshot_dir: Path | None = None
+    """Folder in which each instance has its `snapshot_dir`, if they share storage: a shard that is
+    new to this instance is read, or put together, from what others have stored. None: what this
+    instance lacks is read from the index's storage if it has segments, else from the table."""
+    map_segments: bool = True
+    """Whether segments are searched in their files, which the system may take out of memory when it
+    is short of it. False: they are held in memory of the process, whatever the disk is like."""
 
     max_waiting_queries: int = Field(default=2048, ge=1)
     """Queries that may be searched or wait for it; more are refused with OVERLOADED. About half a

@@ -1,12 +1,13 @@
 """Which passage is at a position, and where are the passages of a document?
 
 What a shard keeps of each passage beside its vector: about 100 bytes, of which the document's hash
-takes 32 and its id 28. Text, title and metadata stay in the table.
+takes 32 and its id 28. Text, title and metadata stay in the table. A directory that was read from a
+segment's files lies in them, mapped: only what searches touch takes memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, cast
 
 import numpy as np
@@ -14,6 +15,7 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 from shoal.table import schema
+from shoal.table.slots import SLOT_COUNT
 
 RECORD: Final = np.dtype(
     [
@@ -69,22 +71,34 @@ class Directory:
     """The passages of a main segment. Never changes."""
 
     def __init__(
-        self, records: Records, ids: pa.LargeStringArray, hashes: NDArray[np.uint64]
+        self,
+        records: Records,
+        ids: pa.LargeStringArray,
+        hashes: NDArray[np.uint64],
+        columns: Mapping[str, NDArray[Any]] | None = None,
     ) -> None:
-        """All by position; hashes: of the ids."""
-        assert len(records) == len(ids) == len(hashes)
+        """All by position; hashes: of the ids.
+
+        columns: what `columns` gave of this directory before; then the hashes are not looked at.
+        """
+        held = _sorted(records, hashes) if columns is None else columns
         self.records = records
         self.ids = ids
-        order = np.argsort(hashes, kind="stable")
-        self._sorted_hashes = hashes[order]
-        self._order = order.astype(np.uint32)
-        row_ids = records["row_id"]
-        rising = len(row_ids) < 2 or bool((row_ids[1:] > row_ids[:-1]).all())
-        # Rows mostly come in the order of their ids; then no order needs to be kept.
-        self._row_order = None if rising else np.argsort(row_ids).astype(np.uint32)
-        arrays = (records, ids, hashes, self._order, self._row_order)
+        self._sorted_hashes: NDArray[np.uint64] = held["sorted_hashes"]
+        self._order: NDArray[np.uint32] = held["hash_order"]
+        self._row_order: NDArray[np.uint32] | None = held.get("row_order")
+        assert len(records) == len(ids) == len(self._sorted_hashes) == len(self._order)
+        arrays = (records, ids, self._sorted_hashes, self._order, self._row_order)
         self.memory_bytes: int = sum(each.nbytes for each in arrays if each is not None)
         """Bytes that it takes."""
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """What is kept beside records and ids, to be stored with them."""
+        kept: dict[str, NDArray[Any]] = {
+            "sorted_hashes": self._sorted_hashes,
+            "hash_order": self._order,
+        }
+        return kept if self._row_order is None else kept | {"row_order": self._row_order}
 
     @property
     def count(self) -> int:
@@ -99,7 +113,12 @@ class Directory:
 
     def document_count(self) -> int:
         """Documents, counted by their hashes."""
-        return len(np.unique(self._sorted_hashes))
+        hashes = self._sorted_hashes
+        return int((hashes[1:] != hashes[:-1]).sum()) + (len(hashes) > 0)
+
+    def slots(self) -> NDArray[np.uint64]:
+        """Slots of the documents, by position."""
+        return self.hashes() % np.uint64(SLOT_COUNT)
 
     def documents(
         self, document_ids: Sequence[str], hashes: NDArray[np.uint64]
@@ -125,6 +144,39 @@ class Directory:
     def find_rows(self, row_ids: NDArray[np.uint64]) -> Positions:
         """Positions of row ids; -1 for those that are not here."""
         return find_rows(self.records["row_id"], row_ids, self._row_order)
+
+
+def _sorted(records: Records, hashes: NDArray[np.uint64]) -> dict[str, NDArray[Any]]:
+    order = np.argsort(hashes, kind="stable")
+    columns: dict[str, NDArray[Any]] = {
+        "sorted_hashes": hashes[order],
+        "hash_order": order.astype(np.uint32),
+    }
+    row_ids = records["row_id"]
+    # Rows mostly come in the order of their ids; then no order needs to be kept.
+    if len(row_ids) > 1 and not (row_ids[1:] > row_ids[:-1]).all():
+        columns["row_order"] = np.argsort(row_ids).astype(np.uint32)
+    return columns
+
+
+def gathered(
+    parts: Sequence[tuple[Directory, NDArray[np.bool_]]],
+    added: Records | None = None,
+    added_ids: Sequence[str] = (),
+) -> Directory:
+    """Make a directory of the marked positions of others, one after another, and of further ones.
+
+    Whatever a directory keeps of a passage must come along here, in folds and in moves alike.
+    """
+    records = [directory.records[mask] for directory, mask in parts]
+    hashes = [directory.hashes()[mask] for directory, mask in parts]
+    ids = [directory.ids.filter(pa.array(mask)) for directory, mask in parts]
+    if added is not None:
+        records.append(added)
+        hashes.append(hash_ids(added_ids))
+        ids.append(pa.array(added_ids, pa.large_string()))
+    joined = pa.chunked_array(ids, type=pa.large_string()).combine_chunks()
+    return Directory(np.concatenate(records), joined, np.concatenate(hashes))
 
 
 class TailDirectory:

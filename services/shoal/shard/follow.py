@@ -43,16 +43,21 @@ class IndexFollower:
         *,
         upkeep: Upkeep,
         background: Executor,
+        patient: Executor,
         interval_s: float,
         on_progress: Callable[[], None],
     ) -> None:
-        """Start following. on_progress: called in the follower's thread after each step."""
+        """Start following.
+
+        background: for what has to be done before anything can be searched. patient: for what is
+        done beside searches. on_progress: called in the follower's thread after each step.
+        """
         self.table_uri = plan.table_uri
         self.dimension = plan.dimension
         self.layouts: dict[LayoutId, HeldLayout] = {}
         # Opened by the follower's thread; reading from it is safe in any.
         self.table: PassageTable | None = None
-        self._upkeep, self._background = upkeep, background
+        self._upkeep, self._background, self._patient = upkeep, background, patient
         self._interval_s, self._on_progress = interval_s, on_progress
         self._stopping = False
         self._poked = threading.Event()
@@ -82,7 +87,7 @@ class IndexFollower:
         self.layouts = layouts
         for layout in dropped:
             if (folder := self._upkeep.snapshots(layout)) is not None:
-                self._background.submit(folder.drop)
+                self._patient.submit(folder.drop)
         self.poke()
 
     def poke(self) -> None:
@@ -160,21 +165,28 @@ class IndexFollower:
             if missing:
                 for held in missing:
                     held.busy = True
-                self._background.submit(self._load, layout, missing)
+                serves = any(held.ready for _, held in self._held())
+                pool = self._patient if serves else self._background
+                pool.submit(self._load, layout, missing)
             for held in idle:
                 if held.shard is None:
                     continue
                 if held.shard.fold_due:
                     held.busy = True
-                    self._background.submit(self._upkeep.fold, layout, held)
+                    self._patient.submit(self._upkeep.fold, layout, held)
                 elif self._upkeep.save_due(held):
                     held.busy = True
-                    self._background.submit(self._upkeep.save, layout, held)
+                    self._patient.submit(self._upkeep.save, layout, held)
 
     def _load(self, layout: HeldLayout, missing: Sequence[HeldShard]) -> None:
         # It may have waited in the queue for so long that it is not wanted any more.
         if not self._stopping and self.layouts.get(layout.id) is layout:
-            self._upkeep.load(layout, self.table_uri, missing)
+            siblings = [
+                each
+                for each in self.layouts.values()
+                if each is not layout and any(held.ready for held in each.shards.values())
+            ]
+            self._upkeep.load(layout, self.table_uri, missing, siblings)
             self.poke()
 
 

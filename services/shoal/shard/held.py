@@ -1,6 +1,6 @@
 """What does a shard server hold, and in which state is each part?
 
-              snapshot or table              caught up
+       segments, other shards, table         caught up
     wanted ───────────────────────> loaded ─────────────> ready ──> (dropped when not wanted)
        ^                              │                     │
        └───── after a pause ──────────┴──── it failed ──────┘
@@ -71,6 +71,8 @@ class HeldShard:
     ready: bool = False
     # Why it is not ready.
     message: str = _LOADING
+    # What is wrong although it can be searched, such as a disk that takes no segment any more.
+    note: str = ""
     # True while the background works on it: one load, fold or snapshot at a time.
     busy: bool = False
     # The main segment that was saved last, and when.
@@ -114,10 +116,12 @@ class HeldLayout:
             return state
         shard = held.shard
         if shard is None or not held.ready:
-            state.message = f"shard {number}: {held.message}"
+            why = f"{held.message}; {held.note}" if held.note else held.message
+            state.message = f"shard {number}: {why}"
             return state
         view = shard.view
         state.ready = True
+        state.message = held.note
         state.table_version = view.cursor.version
         state.document_count = view.document_count
         state.passage_count = view.passage_count

@@ -20,13 +20,13 @@ from shoal.shard.shard import Main
 from shoal.table import schema
 from shoal.table.cursor import EMPTY_CURSOR
 from shoal.table.present import present_rows
-from shoal.table.slots import shard_of, slot_range
+from shoal.table.slots import slot_range
 from shoal.table.table import PassageTable, vectors_of
 
 
 @dataclass
 class _Part:
-    """A shard that is being made."""
+    """A segment that is being made."""
 
     rows: pa.Table
     builder: SegmentBuilder
@@ -44,32 +44,41 @@ def build_shards(
 
     Raises TableNotFoundError if that version was cleaned meanwhile: refresh and repeat.
     """
-    bounds = [slot_range(shard, shard_count) for shard in shards]
-    slots = (min(first for first, _ in bounds), max(end for _, end in bounds))
+    runs = [slot_range(shard, shard_count) for shard in shards]
+    return dict(zip(shards, build_runs(table, codebook, runs), strict=True))
+
+
+def build_runs(
+    table: PassageTable, codebook: Codebook | None, runs: Sequence[tuple[int, int]]
+) -> list[Main]:
+    """Make a main segment of each run of slots, from the first to one before the last.
+
+    Raises as `build_shards` does.
+    """
+    slots = (min(first for first, _ in runs), max(end for _, end in runs))
     columns = (*COLUMNS, schema.SEQUENCE, schema.SLOT, schema.TOMBSTONE)
     batches, cursor = table.changes(EMPTY_CURSOR, columns, slots=slots)
-    parts = _divide(present_rows(batches), codebook, table.dimension, shards, shard_count)
+    parts = _divide(present_rows(batches), codebook, table.dimension, runs)
     for batch in table.scan((), slots=slots, with_vectors=True):
-        for part in parts.values():
+        for part in parts:
             _take_vectors(part, batch, table.dimension)
-    return {shard: Main(*_finish(part), cursor) for shard, part in parts.items()}
+    return [Main(*_finish(part), cursor) for part in parts]
 
 
 def _divide(
     present: pa.Table | None,
     codebook: Codebook | None,
     dimension: int,
-    shards: Sequence[int],
-    shard_count: int,
-) -> dict[int, _Part]:
-    parts = {}
-    for shard in shards:
+    runs: Sequence[tuple[int, int]],
+) -> list[_Part]:
+    parts = []
+    for first, end in runs:
         rows = _no_rows() if present is None else present
         slots = rows.column(schema.SLOT).to_numpy()
-        rows = rows.filter(pa.array(shard_of(slots, shard_count) == shard))
+        rows = rows.filter(pa.array((slots >= first) & (slots < end)))
         row_ids = rows.column(schema.ROW_ID).to_numpy()
         builder = SegmentBuilder(codebook, dimension, rows.num_rows)
-        parts[shard] = _Part(rows, builder, row_ids, np.argsort(row_ids).astype(np.uint32))
+        parts.append(_Part(rows, builder, row_ids, np.argsort(row_ids).astype(np.uint32)))
     return parts
 
 

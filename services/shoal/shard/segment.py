@@ -7,6 +7,7 @@ positions in the segment; those that are not live are left out inside the search
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from shoal.shard.codes import CoarseAssignment, Codebook
 from shoal.shard.kernel import faiss
+from shoal.shard.lists import join, keep
 from shoal.shard.merge import MISSING_SCORE
 from shoal.shard.tombstones import Live
 from shoal.v1.search_pb2 import SearchKind
@@ -156,9 +158,7 @@ class IvfPqSegment:
         wide = self.wide
         if live.dead_count:
             mask = live.mask()
-            dead = np.packbits(~mask, bitorder="little")
-            lists.remove_ids(faiss.IDSelectorBitmap(dead))
-            _close_ranks(lists, np.cumsum(mask) - 1)
+            keep(lists, mask)
             wide = wide[mask]
         if len(added):
             _add(lists, added, live.live_count)
@@ -173,38 +173,6 @@ def _parameters(nprobe: int, live: Live) -> Any:
     return faiss.SearchParametersIVF(nprobe=nprobe, sel=live.selector)
 
 
-def _close_ranks(lists: Any, new_positions: NDArray[np.int64]) -> None:
-    """Make lists whose dead were removed fit to be added to.
-
-    Every vector gets its new position. And FAISS (1.15.1) leaves codes of removed vectors in the
-    unused places of a list's last block, where an addition sets further bits without clearing them,
-    so that the code of the new vector would be wrong: clear these places.
-    """
-    inverted, packer = lists.invlists, lists.get_CodePacker()
-    used = _used_bits(packer)
-    for number in range(lists.nlist):
-        size = inverted.list_size(number)
-        if size == 0:
-            continue
-        ids = faiss.rev_swig_ptr(inverted.get_ids(number), size)
-        ids[:] = new_positions[ids]
-        if last_used := size % packer.nvec:
-            first = size // packer.nvec * packer.block_size
-            codes = faiss.rev_swig_ptr(inverted.get_codes(number), first + packer.block_size)
-            codes[first:] &= used[last_used]
-
-
-def _used_bits(packer: Any) -> NDArray[np.uint8]:
-    """Bits of a block that belong to its first n vectors, for each n below its capacity."""
-    used = np.zeros((packer.nvec, packer.block_size), dtype=np.uint8)
-    all_bits = np.full(packer.code_size, 0xFF, dtype=np.uint8)
-    for count in range(1, packer.nvec):
-        block = used[count - 1 : count].copy()
-        packer.pack_1(all_bits, count - 1, block)
-        used[count] = block[0]
-    return used
-
-
 def _add(lists: Any, vectors: Vectors, first: int) -> None:
     ids = np.arange(first, first + len(vectors), dtype=np.int64)
     for start in range(0, len(vectors), _BLOCK_ROWS):
@@ -213,6 +181,36 @@ def _add(lists: Any, vectors: Vectors, first: int) -> None:
 
 
 Segment = ExactSegment | IvfPqSegment
+
+
+def gathered(parts: Sequence[tuple[Segment, NDArray[np.bool_]]]) -> Segment:
+    """Make a segment of the marked positions of others, one after another, without encoding.
+
+    All are of one kind and of one codebook; there is at least one.
+    """
+    first = parts[0][0]
+    if isinstance(first, ExactSegment):
+        rows = [
+            segment.vectors[mask] for segment, mask in parts if isinstance(segment, type(first))
+        ]
+        assert len(rows) == len(parts)
+        return ExactSegment(np.concatenate(rows))
+    coded = [(segment, mask) for segment, mask in parts if isinstance(segment, type(first))]
+    assert len(coded) == len(parts)
+    # The bytes of a codebook, not the object: each layout may have read its own.
+    assert len({segment.codebook.manifest.sha256 for segment, _ in coded}) == 1
+    moved = []
+    for segment, mask in coded:
+        lists = first.codebook.copy_of(segment.lists)
+        keep(lists, mask)
+        moved.append(lists)
+    join(moved[0], moved[1:])
+    wide = np.empty((moved[0].ntotal, first.wide.shape[1]), first.wide.dtype)
+    end = 0
+    for segment, mask in coded:
+        start, end = end, end + int(mask.sum())
+        np.compress(mask, segment.wide, axis=0, out=wide[start:end])
+    return IvfPqSegment(first.codebook, moved[0], wide)
 
 
 class SegmentBuilder:

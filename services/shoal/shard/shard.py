@@ -22,6 +22,7 @@ from shoal.shard.directory import (
     Directory,
     Positions,
     TailDirectory,
+    gathered,
     hash_ids,
     records_of,
 )
@@ -116,19 +117,30 @@ def _live_rows(
 class Shard:
     """A shard that can be searched."""
 
-    def __init__(self, main: Main, dimension: int, fold_at_passages: int) -> None:
-        """Start with a main segment whose passages are all live."""
+    def __init__(
+        self,
+        main: Main,
+        dimension: int,
+        fold_at_passages: int,
+        tail: tuple[LiveTail, Cursor] | None = None,
+    ) -> None:
+        """Start with a main segment whose passages are all live.
+
+        tail: one that is to be carried on, of documents that are not in the main segment, and what
+        it reaches to.
+        """
         self._dimension = dimension
         self._fold_at_passages = fold_at_passages
         # Held while the view is replaced: by the thread that applies, and by a fold's last step.
         self._lock = threading.Lock()
+        carried, cursor = tail or (LiveTail(dimension), main.cursor)
         self.view = View(
             main=main,
             main_live=Live(main.segment.count),
-            tail=LiveTail(dimension),
-            tail_live=Live(0),
-            cursor=main.cursor,
-            document_count=main.directory.document_count(),
+            tail=carried,
+            tail_live=Live(carried.count),
+            cursor=cursor,
+            document_count=main.directory.document_count() + len(set(carried.directory.ids)),
         )
 
     @property
@@ -188,13 +200,28 @@ class Shard:
         added = before.tail.vectors(before.tail_live.count)[tail_kept]
         folded = Main(
             before.main.segment.folded(before.main_live, added),
-            _folded_directory(before, tail_kept),
+            gathered(
+                [(before.main.directory, before.main_live.mask())],
+                before.tail.directory.records[tail_kept],
+                before.tail.directory.ids_at(tail_kept),
+            ),
             before.cursor,
         )
         main = place(folded)
         with self._lock:
             self.view = self._after_fold(before, main, tail_kept)
         return main
+
+    def exchange(self, before: Main, main: Main) -> bool:
+        """Put an equal main segment, such as the one that was saved of it, in another's place.
+
+        False if that is not the present one any more.
+        """
+        with self._lock:
+            if self.view.main is not before:
+                return False
+            self.view = replace(self.view, main=main)
+            return True
 
     def _after_fold(self, before: View, main: Main, tail_kept: Positions) -> View:
         """Carry over what changed since `before`: further dead, and a further tail."""
@@ -221,21 +248,6 @@ class Shard:
             tail=tail,
             tail_live=Live(0).changed(end - first, dead),
         )
-
-
-def _folded_directory(before: View, tail_kept: Positions) -> Directory:
-    main, tail = before.main.directory, before.tail.directory
-    kept = before.main_live.mask()
-    tail_ids = tail.ids_at(tail_kept)
-    ids = pa.chunked_array(
-        [main.ids.filter(pa.array(kept)), pa.array(tail_ids, pa.large_string())],
-        type=pa.large_string(),
-    )
-    return Directory(
-        np.concatenate([main.records[kept], tail.records[tail_kept]]),
-        ids.combine_chunks(),
-        np.concatenate([main.hashes()[kept], hash_ids(tail_ids)]),
-    )
 
 
 def _tombstones(rows: pa.Table) -> NDArray[np.bool_]:

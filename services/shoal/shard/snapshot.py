@@ -1,161 +1,185 @@
-"""How does a restarted shard server come back without building its segments again?
+"""Where are the main segments of a layout stored, and which of them can be used?
 
-Each main segment is saved with its directory and the cursor that it reaches to: a data file named
-after its checksum, and a manifest that names it, replaced atomically. A snapshot only ever saves
-time: one that is damaged, of another format or of another codebook is ignored, and the shard is
-built from the table.
+    v3-of-4/shard-0002.000017/     the files of shard 2 and their manifest
+
+Each save is a new folder of a higher number; those before it are removed, and whoever has them
+mapped keeps them until he lets go. A stored segment only ever saves time: one that is damaged, of
+another format or of another codebook is refused, which is logged, and the shard is made otherwise.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import logging
-import os
+import re
 import shutil
-import uuid
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import numpy as np
-import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
-from shoal.shard.codes import Codebook, sync_folder, write_synced
-from shoal.shard.directory import RECORD, Directory
-from shoal.shard.kernel import faiss
+from shoal.rpc.errors import ServiceError
+from shoal.shard.codes import Codebook
 from shoal.shard.segment import ExactSegment, IvfPqSegment, Segment
+from shoal.shard.segment_files import (
+    kind_of,
+    read_directory,
+    read_segment,
+    write_directory,
+    write_segment,
+)
+from shoal.shard.segment_folder import (
+    UNFINISHED,
+    FolderReader,
+    check_files,
+    published,
+    read_manifest,
+)
 from shoal.shard.shard import Main
 from shoal.table.cursor import Cursor
 
 _log = logging.getLogger(__name__)
 
-FORMAT: Final = 1
-_HASH_BLOCK_BYTES: Final = 1 << 22
+FORMAT: Final = 2
+_NAME: Final = re.compile(r"shard-(\d{4})\.(\d{6,})")
+_LAYOUT: Final = re.compile(r"v(\d+)-of-(\d+)")
 
 
-class _Manifest(BaseModel):
-    """What a snapshot is of."""
+class _Content(BaseModel):
+    """What a stored segment is."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: int
-    file: str
-    """Name of the data file."""
-    sha256: str
-    """Of the data file."""
+    kind: str
     dimension: int
+    count: int
+    """Passages."""
     codebook_sha256: str
     """Of the codebook that the codes were made with; empty for an exact segment."""
     cursor: str
-    """JSON of the table's cursor."""
+    """JSON of the table's cursor: everything up to it is in here."""
 
 
 class SnapshotFolder:
-    """The snapshots of one layout of an index, on this machine."""
+    """The stored segments of one layout of an index."""
 
     def __init__(self, root: Path, index_uid: str, index_version: int, shard_count: int) -> None:
-        """root: of all snapshots of this instance."""
+        """root: of all that is stored, of any index."""
         self._folder = root / index_uid / f"v{index_version}-of-{shard_count}"
 
+    @property
+    def folder(self) -> Path:
+        """Where they are."""
+        return self._folder
+
     def save(self, shard: int, main: Main) -> None:
-        """Write a snapshot in the place of the one before. Raises OSError."""
+        """Store a segment in the place of the one before. Raises OSError, and then that stays.
+
+        One process at a time may save a shard.
+        """
         self._folder.mkdir(parents=True, exist_ok=True)
-        beside = self._folder / f".{uuid.uuid4().hex}"
-        try:
-            with beside.open("wb") as file:
-                np.savez(file, **_arrays(main))
-                file.flush()
-                os.fsync(file.fileno())
-            checksum = _sha256(beside)
-            manifest = _Manifest(
-                format=FORMAT,
-                file=f"shard-{shard:04}-{checksum[:16]}.npz",
-                sha256=checksum,
-                dimension=_dimension(main.segment),
-                codebook_sha256=_codebook_sha256(main.segment),
-                cursor=main.cursor.to_json(),
-            )
-            beside.rename(self._folder / manifest.file)
-            write_synced(beside, manifest.model_dump_json().encode())
-            beside.rename(self._manifest_path(shard))
-        finally:
-            beside.unlink(missing_ok=True)
-        sync_folder(self._folder)
-        for path in self._folder.glob(f"shard-{shard:04}-*.npz"):
-            if path.name != manifest.file:
-                path.unlink(missing_ok=True)
+        before = self._stored(shard)
+        for path in self._folder.glob(f"{UNFINISHED}shard-{shard:04}.*"):
+            shutil.rmtree(path, ignore_errors=True)
+        number = 1 + max(before, default=0)
+        content = _Content(
+            format=FORMAT,
+            kind=kind_of(main.segment),
+            dimension=_dimension(main.segment),
+            count=main.segment.count,
+            codebook_sha256=_codebook_sha256(main.segment),
+            cursor=main.cursor.to_json(),
+        )
+        place = self._folder / f"shard-{shard:04}.{number:06}"
+        with published(place, content.model_dump()) as writer:
+            write_segment(main.segment, writer)
+            write_directory(main.directory, writer)
+        for path in before.values():
+            shutil.rmtree(path, ignore_errors=True)
 
-    def load(self, shard: int, codebook: Codebook | None, dimension: int) -> Main | None:
-        """Read a snapshot; None if there is none that can be used, which is logged."""
-        path = self._manifest_path(shard)
-        if not path.exists():
-            return None
-        try:
-            return self._load(path, codebook, dimension)
-        except (OSError, ValueError, KeyError, RuntimeError, ValidationError, EOFError) as error:
-            _log.warning("ignoring the snapshot %s, building from the table: %s", path, error)
-            return None
+    def shards(self) -> set[int]:
+        """Shards of which there is a segment."""
+        return {shard for shard, _, _ in self._listed()}
 
-    def _load(self, path: Path, codebook: Codebook | None, dimension: int) -> Main:
-        manifest = _Manifest.model_validate(json.loads(path.read_bytes()))
-        expected = "" if codebook is None else codebook.manifest.sha256
-        if (manifest.format, manifest.dimension, manifest.codebook_sha256) != (
-            FORMAT,
-            dimension,
-            expected,
-        ):
-            raise ValueError("it is of another format, dimension or codebook")
-        data = self._folder / Path(manifest.file).name
-        if _sha256(data) != manifest.sha256:
-            raise ValueError("it does not have the checksum that it was written with")
-        with np.load(data) as arrays:
-            ids = pa.LargeStringArray.from_buffers(
-                len(arrays["records"]),
-                pa.py_buffer(arrays["id_offsets"]),
-                pa.py_buffer(arrays["id_bytes"]),
-            )
-            directory = Directory(arrays["records"].view(RECORD), ids, arrays["hashes"])
-            return Main(_segment(arrays, codebook), directory, Cursor.from_json(manifest.cursor))
+    def open(
+        self, shard: int, codebook: Codebook | None, dimension: int, *, mapped: bool, check: bool
+    ) -> Main | None:
+        """Read the latest segment of a shard; None if there is none.
+
+        mapped: leave it in its files; for files of this machine only, as a remote one that is
+        removed meanwhile would be missed. check: compare the checksums.
+        Raises SegmentDamagedError, which names the file; ValueError if it is of another format,
+        dimension or codebook; OSError.
+        """
+        stored = self._stored(shard)
+        if not stored:
+            return None
+        folder = stored[max(stored)]
+        fields, files = read_manifest(folder)
+        try:
+            content = _Content.model_validate(fields)
+        except ValidationError as error:
+            raise ValueError(f"{folder} is of another format: {error}") from error
+        expected = (FORMAT, dimension, "" if codebook is None else codebook.manifest.sha256)
+        if (content.format, content.dimension, content.codebook_sha256) != expected:
+            raise ValueError(f"{folder} is of another format, dimension or codebook")
+        if check:
+            check_files(folder, files)
+        reader = FolderReader(folder, files, mapped=mapped)
+        segment = read_segment(content.kind, reader, codebook)
+        directory = read_directory(reader)
+        if not segment.count == directory.count == content.count:
+            raise ValueError(f"{folder} holds other counts than its manifest says")
+        return Main(segment, directory, Cursor.from_json(content.cursor))
+
+    def load(
+        self,
+        shard: int,
+        codebook: Codebook | None,
+        dimension: int,
+        *,
+        mapped: bool = True,
+        on_refusal: Callable[[str], None] | None = None,
+    ) -> Main | None:
+        """Read and check a segment; None if there is none that can be used, which is logged.
+
+        on_refusal: called with the reason if there is one that cannot.
+        """
+        try:
+            return self.open(shard, codebook, dimension, mapped=mapped, check=True)
+        except (ServiceError, OSError, ValueError, KeyError, RuntimeError) as error:
+            problem = f"the stored segment is refused: {error}"
+        _log.warning("shard %d of %s: %s", shard, self._folder, problem)
+        if on_refusal is not None:
+            on_refusal(problem)
+        return None
 
     def drop(self) -> None:
-        """Remove the snapshots of a layout that is not held any more."""
+        """Remove the segments of a layout that is not held any more."""
         shutil.rmtree(self._folder, ignore_errors=True)
         with contextlib.suppress(OSError):
             self._folder.parent.rmdir()
 
-    def _manifest_path(self, shard: int) -> Path:
-        return self._folder / f"shard-{shard:04}.json"
+    def _stored(self, shard: int) -> dict[int, Path]:
+        return {number: path for each, number, path in self._listed() if each == shard}
+
+    def _listed(self) -> list[tuple[int, int, Path]]:
+        try:
+            names = [(path, _NAME.fullmatch(path.name)) for path in self._folder.iterdir()]
+        except OSError:
+            return []
+        return [(int(name[1]), int(name[2]), path) for path, name in names if name is not None]
 
 
-def _arrays(main: Main) -> dict[str, Any]:
-    ids = main.directory.ids
-    # A slice shares its buffers with the whole: only one that starts at 0 can be written as it is.
-    if ids.offset or len(ids) == 0:
-        ids = pa.array(ids.to_pylist(), pa.large_string())
-    offsets = np.zeros(1, np.int64)
-    content = np.empty(0, np.uint8)
-    if len(ids):
-        offsets = np.frombuffer(ids.buffers()[1], dtype=np.int64)[: len(ids) + 1]
-        content = np.frombuffer(ids.buffers()[2], dtype=np.uint8)[: offsets[-1]]
-    arrays: dict[str, Any] = {
-        "records": main.directory.records,
-        "id_offsets": offsets,
-        "id_bytes": content,
-        "hashes": main.directory.hashes(),
-    }
-    if isinstance(main.segment, ExactSegment):
-        return arrays | {"vectors": main.segment.vectors}
-    return arrays | {
-        "lists": faiss.serialize_index(main.segment.lists),
-        "wide": main.segment.wide,
-    }
-
-
-def _segment(arrays: Any, codebook: Codebook | None) -> Segment:
-    if codebook is None:
-        return ExactSegment(arrays["vectors"])
-    return IvfPqSegment(codebook, faiss.deserialize_index(arrays["lists"]), arrays["wide"])
+def layouts_of(root: Path, index_uid: str, index_version: int) -> dict[int, SnapshotFolder]:
+    """What is stored of a version of an index, by the number of shards."""
+    try:
+        names = [_LAYOUT.fullmatch(path.name) for path in (root / index_uid).iterdir()]
+    except OSError:
+        return {}
+    counts = [int(name[2]) for name in names if name is not None and int(name[1]) == index_version]
+    return {count: SnapshotFolder(root, index_uid, index_version, count) for count in counts}
 
 
 def _dimension(segment: Segment) -> int:
@@ -165,11 +189,3 @@ def _dimension(segment: Segment) -> int:
 
 def _codebook_sha256(segment: Segment) -> str:
     return segment.codebook.manifest.sha256 if isinstance(segment, IvfPqSegment) else ""
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_HASH_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -18,11 +19,11 @@ from shoal.shard.codes import Codebook, load_codebook
 from shoal.shard.config import ShardSettings
 from shoal.shard.held import HeldLayout, HeldShard
 from shoal.shard.kernel import faiss
-from shoal.shard.load import build_shards
+from shoal.shard.origin import make_shards, own_segments
+from shoal.shard.segment import IvfPqSegment
 from shoal.shard.shard import Main, Shard
 from shoal.shard.snapshot import SnapshotFolder
 from shoal.table.durability import local_path
-from shoal.table.errors import TableNotFoundError
 from shoal.table.table import PassageTable
 from shoal.v1.errors_pb2 import Reason
 
@@ -30,10 +31,6 @@ _log = logging.getLogger(__name__)
 
 # After a failed load. Short, as a table may be made, or a folder restored, at any time.
 RETRY_S: Final = 2.0
-# Times that the table's versions may be cleaned under a load before it is given up for a while.
-_ATTEMPTS: Final = 3
-# A snapshot that lacks as many rows is not worth catching up from: they come at once.
-_MAX_CATCH_UP_ROWS: Final = 100_000
 
 
 class Upkeep:
@@ -47,20 +44,26 @@ class Upkeep:
         self.clock = clock
 
     def snapshots(self, layout: HeldLayout) -> SnapshotFolder | None:
-        """Where a layout's snapshots are; None if none are kept."""
-        root = self._settings.snapshot_dir
-        key = layout.id
-        if root is None:
-            return None
-        return SnapshotFolder(root, key.index_uid, key.index_version, key.shard_count)
+        """Where a layout's segments are stored; None if they are not."""
+        return own_segments(self._settings, layout)
 
-    def load(self, layout: HeldLayout, table_uri: str, wanted: Sequence[HeldShard]) -> None:
-        """Load shards from their snapshots, and those without one from the table."""
+    def load(
+        self,
+        layout: HeldLayout,
+        table_uri: str,
+        wanted: Sequence[HeldShard],
+        siblings: Sequence[HeldLayout] = (),
+    ) -> None:
+        """Load shards: see `shoal.shard.origin` for where they come from.
+
+        siblings: other layouts of the index that this server holds.
+        """
         started_s = self.clock()
         try:
-            faiss.omp_set_num_threads(self._settings.threads)
-            for held, main in self._mains(layout, table_uri, wanted):
-                held.shard = Shard(main, layout.dimension, self._settings.fold_at_passages)
+            # Where others are searched already, they go first.
+            faiss.omp_set_num_threads(1 if siblings else self._settings.threads)
+            for held, shard in self._shards(layout, table_uri, wanted, siblings):
+                held.shard = shard
                 held.message = "it is catching up with the table"
             _log.info("loaded %s in %.1f s", layout.id, self.clock() - started_s)
         except Exception as error:  # noqa: BLE001  # stands in the shard's state
@@ -68,16 +71,21 @@ class Upkeep:
             known = isinstance(error, (ServiceError, OSError))
             _log.warning("cannot load %s: %s", layout.id, error, exc_info=not known)
             for held in wanted:
-                held.fail(str(error), retry_s)
+                if held.shard is None:
+                    held.fail(str(error), retry_s)
         finally:
             for held in wanted:
                 held.busy = False
 
-    def _mains(
-        self, layout: HeldLayout, table_uri: str, wanted: Sequence[HeldShard]
-    ) -> list[tuple[HeldShard, Main]]:
+    def _shards(
+        self,
+        layout: HeldLayout,
+        table_uri: str,
+        wanted: Sequence[HeldShard],
+        siblings: Sequence[HeldLayout],
+    ) -> Iterator[tuple[HeldShard, Shard]]:
         if not layout.exact and layout.codebook is None:
-            layout.codebook = self._codebook(layout)
+            layout.codebook = self._codebook_of(layout, siblings)
         table = PassageTable.open(table_uri)
         if table.dimension != layout.dimension:
             raise ServiceError(
@@ -85,19 +93,20 @@ class Upkeep:
                 f"the table {table_uri} has {table.dimension} numbers a vector, but the topology "
                 f"says {layout.dimension}: publish what the table has",
             )
-        loaded: list[tuple[HeldShard, Main]] = []
-        missing: list[HeldShard] = []
-        for held in wanted:
-            main = self._from_snapshot(layout, held.number, table)
-            if main is None:
-                missing.append(held)
-            else:
-                held.saved, held.saved_s = main, self.clock()
-                loaded.append((held, main))
-        if missing:
-            built = _build(table, layout, [held.number for held in missing])
-            loaded += [(held, built[held.number]) for held in missing]
-        return [(held, self._placed(main)) for held, main in loaded]
+        for held, shard in make_shards(self._settings, layout, table, wanted, siblings):
+            main = shard.view.main
+            if (placed := self._placed(main)) is not main:
+                shard.exchange(main, placed)
+                held.saved = placed if held.saved is main else held.saved
+            if held.saved is shard.view.main:
+                held.saved_s = self.clock()
+            yield held, shard
+
+    def _codebook_of(self, layout: HeldLayout, siblings: Sequence[HeldLayout]) -> Codebook:
+        for each in siblings:
+            if each.codebook_uri == layout.codebook_uri and each.codebook is not None:
+                return each.codebook
+        return self._codebook(layout)
 
     def _codebook(self, layout: HeldLayout) -> Codebook:
         folder = local_path(layout.codebook_uri)
@@ -108,19 +117,6 @@ class Upkeep:
                 "that holds the data root, and name it by its path",
             )
         return load_codebook(Path(folder), layout.dimension)
-
-    def _from_snapshot(self, layout: HeldLayout, shard: int, table: PassageTable) -> Main | None:
-        folder = self.snapshots(layout)
-        if folder is None:
-            return None
-        main = folder.load(shard, layout.codebook, layout.dimension)
-        if main is None:
-            return None
-        expected_rows = 2 * main.directory.count * layout.id.shard_count + _MAX_CATCH_UP_ROWS
-        if main.cursor.version > table.version or table.row_count > expected_rows:
-            _log.info("the snapshot of shard %d does not suit the table: building it", shard)
-            return None
-        return main
 
     def _placed(self, main: Main) -> Main:
         return gpu.placed(main) if self._settings.device == "cuda" else main
@@ -161,22 +157,30 @@ class Upkeep:
         try:
             folder, shard = self.snapshots(layout), held.shard
             if folder is not None and shard is not None:
-                main = shard.view.main
-                folder.save(held.number, main)
-                held.saved = main
+                held.saved = self._stored(folder, layout, held.number, shard)
+                held.note = ""
         except Exception as error:  # noqa: BLE001  # it only saves time
-            _log.warning("cannot save a snapshot: %s", error)
+            held.note = (
+                f"the segment of shard {held.number} cannot be stored: {error}; searches go on, "
+                "and a restart takes longer"
+            )
+            _log.warning("%s: %s", layout.id, held.note)
         finally:
             held.saved_s = self.clock()
             held.busy = False
 
-
-def _build(table: PassageTable, layout: HeldLayout, shards: Sequence[int]) -> dict[int, Main]:
-    for attempt in range(1, _ATTEMPTS + 1):
-        try:
-            return build_shards(table, layout.codebook, shards, layout.id.shard_count)
-        except TableNotFoundError:
-            if attempt == _ATTEMPTS:
-                raise
-            table.refresh()
-    raise AssertionError("the last attempt returns or raises")
+    def _stored(
+        self, folder: SnapshotFolder, layout: HeldLayout, number: int, shard: Shard
+    ) -> Main:
+        """Store the main segment, and search it in its files from now on."""
+        main = shard.view.main
+        folder.save(number, main)
+        if not self._settings.map_segments:
+            return main
+        # It was written a moment ago: to check it would be to read it from memory.
+        mapped = folder.open(number, layout.codebook, layout.dimension, mapped=True, check=False)
+        assert mapped is not None
+        before, after = main.segment, mapped.segment
+        if isinstance(before, IvfPqSegment) and isinstance(after, IvfPqSegment):
+            mapped = replace(mapped, segment=replace(after, gpu=before.gpu))
+        return mapped if shard.exchange(main, mapped) else main
