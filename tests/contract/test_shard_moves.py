@@ -116,7 +116,7 @@ def told(response):
         (
             np.frombuffer(result.row_ids, "<u8").tolist(),
             np.frombuffer(result.scores, "<f4").tolist(),
-            [each.document_id for each in result.passages],
+            [each.document_id for each in result.hits],
         )
         for result in response.results
     ]
@@ -154,7 +154,7 @@ async def test_splits_and_merges_find_the_same(indexed, monkeypatch, tmp_path):
             assert told(response) == expected
             for result in response.results:
                 shards = np.frombuffer(result.shards, "<u4").tolist()
-                for document, shard in zip(result.passages, shards, strict=True):
+                for document, shard in zip(result.hits, shards, strict=True):
                     assert shard_of(slot_of(document.document_id), count) == shard
             assert sum(state.passage_count for state in states) == corpus.passage_count
             assert sum(state.document_count for state in states) == len(corpus.present)
@@ -189,7 +189,7 @@ async def test_nothing_fails_and_nothing_is_lost_while_shards_move(indexed, monk
         await searching
         assert searched
         response = await server.search(corpus.vectors(30), divided(1), 30)
-        names = {each.document_id for result in response.results for each in result.passages}
+        names = {each.document_id for result in response.results for each in result.hits}
         assert names <= corpus.present.keys()
         (state,) = response.shards
         assert state.passage_count == corpus.passage_count
