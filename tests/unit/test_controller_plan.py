@@ -16,17 +16,18 @@ from shoal.cluster.config import ClusterConfig, Scale
 from shoal.cluster.controller import (
     DRAIN_S,
     HUNG_S,
+    Abandon,
+    BuildFirst,
     Create,
     Memory,
     Observed,
     Remove,
     Restart,
     Seen,
-    Train,
     plan,
     problems,
 )
-from shoal.cluster.index_plan import RETRY_S, SETTLED_S, Growth, Training, training_due
+from shoal.cluster.index_plan import RETRY_S, SETTLED_S, Building, Growth, build_due
 from shoal.cluster.lag import ShardLag
 from shoal.cluster.placement import place, wanted_instances
 from shoal.internal.v1.shard_pb2 import LayoutKey, ShardState
@@ -45,17 +46,18 @@ class World:
         self.config = ClusterConfig()
         self.memory = Memory(scale)
         self.catalogue: list[CatalogEntry] = []
-        self.training: dict[str, Training] = {}
+        self.building: dict[str, Building] = {}
         self.instances: dict[str, Seen] = {}
         self.silent: set[str] = set()
         self.now_s = 100.0
         self.random = random.Random(seed)
-        self.trained: list[str] = []
+        self.built: list[str] = []
+        self.abandoned: list[tuple[str, int]] = []
         self.removed: list[str] = []
         self.restarted: list[str] = []
 
     def observed(self) -> Observed:
-        return Observed(dict(self.instances), list(self.catalogue), dict(self.training))
+        return Observed(dict(self.instances), list(self.catalogue), dict(self.building))
 
     def step(self) -> None:
         self.now_s += STEP_S
@@ -72,9 +74,12 @@ class World:
                     self.restarted.append(id_)
                     self.silent.discard(id_)
                     self.instances[id_] = replace(self.instances[id_], placed_s=self.now_s)
-                case Train(entry=entry):
-                    self.trained.append(entry.name)
-                    self.training[entry.uid] = Training()
+                case BuildFirst(entry=entry):
+                    self.built.append(entry.name)
+                    self.building[entry.uid] = Building()
+                case Abandon(entry=entry, index_version=number):
+                    self.abandoned.append((entry.name, number))
+                    self.building[entry.uid] = Building()
         for id_, seen in self.instances.items():
             if id_ in self.silent or self.random.random() < 0.2:
                 continue
@@ -91,7 +96,7 @@ class World:
     def _answer(self, seen: Seen) -> PublishTopologyResponse:
         answer = PublishTopologyResponse(epoch=self.memory.topology.epoch, pid=7)
         for index in self.memory.topology.indexes:
-            for layout in (index.serving, index.preparing):
+            for layout in (index.serving, index.preparing, index.standby):
                 for placement in layout.placements:
                     if placement.shard_server == seen.id:
                         answer.shards.extend(_ready(index.uid, layout, placement.shards))
@@ -218,7 +223,7 @@ def test_a_trained_index_is_prepared_beside_the_one_that_serves() -> None:
     world = World(Scale())
     world.catalogue = [_entry(rows=50_000)]
     world.run(int(SETTLED_S / STEP_S) + 4)
-    assert world.trained == ["docs"]
+    assert world.built == ["docs"]
     world.catalogue = [_entry(rows=50_000, version=1)]
     world.step()
     (index,) = world.memory.topology.indexes
@@ -243,19 +248,19 @@ def test_an_index_that_grows_is_not_trained_until_it_settles() -> None:
     for second in range(100):
         entry = _entry(rows=30_000 + 1_000 * second)
         growth = growth.seen(entry.row_count, float(second))
-        assert not training_due(entry, growth, None, 20_000, float(second))
-    assert training_due(entry, growth, None, 20_000, 99.0 + SETTLED_S)
+        assert not build_due(entry, growth, None, 20_000, float(second))
+    assert build_due(entry, growth, None, 20_000, 99.0 + SETTLED_S)
 
 
 def test_an_index_that_never_settles_is_trained_all_the_same() -> None:
-    assert training_due(_entry(rows=200_000), Growth(200_000, 10.0), None, 20_000, 10.0)
+    assert build_due(_entry(rows=200_000), Growth(200_000, 10.0), None, 20_000, 10.0)
 
 
 def test_a_failed_training_is_tried_again_later() -> None:
-    entry, growth, failed = _entry(rows=30_000), Growth(30_000, 0.0), Training(50.0, "disk full")
-    assert not training_due(entry, growth, failed, 20_000, 50.0 + RETRY_S / 2)
-    assert training_due(entry, growth, failed, 20_000, 50.0 + RETRY_S)
-    assert not training_due(entry, growth, Training(), 20_000, 500.0)
+    entry, growth, failed = _entry(rows=30_000), Growth(30_000, 0.0), Building(50.0, "disk full")
+    assert not build_due(entry, growth, failed, 20_000, 50.0 + RETRY_S / 2)
+    assert build_due(entry, growth, failed, 20_000, 50.0 + RETRY_S)
+    assert not build_due(entry, growth, Building(), 20_000, 500.0)
 
 
 @given(st.integers(1, 64), st.integers(1, 4), st.integers(1, 16))

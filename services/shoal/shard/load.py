@@ -7,7 +7,7 @@ beside the segments, and all shards of a layout are made in one go.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,6 +22,9 @@ from shoal.table.cursor import EMPTY_CURSOR
 from shoal.table.present import present_rows
 from shoal.table.slots import shard_of, slot_range
 from shoal.table.table import PassageTable, vectors_of
+
+# Takes row ids, uint64 [n], and their vectors, float32 [n, dimension].
+Observe = Callable[[NDArray[np.uint64], NDArray[np.float32]], None]
 
 
 @dataclass
@@ -38,10 +41,16 @@ class _Part:
 
 
 def build_shards(
-    table: PassageTable, codebook: Codebook | None, shards: Sequence[int], shard_count: int
+    table: PassageTable,
+    codebook: Codebook | None,
+    shards: Sequence[int],
+    shard_count: int,
+    *,
+    observe: Observe = lambda row_ids, vectors: None,
 ) -> dict[int, Main]:
     """Make the main segments of some shards from the table's present version.
 
+    observe: shown what goes into the segments, as it goes.
     Raises TableNotFoundError if that version was cleaned meanwhile: refresh and repeat.
     """
     bounds = [slot_range(shard, shard_count) for shard in shards]
@@ -51,7 +60,7 @@ def build_shards(
     parts = _divide(present_rows(batches), codebook, table.dimension, shards, shard_count)
     for batch in table.scan((), slots=slots, with_vectors=True):
         for part in parts.values():
-            _take_vectors(part, batch, table.dimension)
+            _take_vectors(part, batch, table.dimension, observe)
     return {shard: Main(*_finish(part), cursor) for shard, part in parts.items()}
 
 
@@ -79,13 +88,15 @@ def _no_rows() -> pa.Table:
     return pa.schema([*fields, pa.field(schema.ROW_ID, pa.uint64())]).empty_table()
 
 
-def _take_vectors(part: _Part, batch: pa.RecordBatch, dimension: int) -> None:
-    places = find_rows(part.row_ids, batch.column(schema.ROW_ID).to_numpy(), part.order)
+def _take_vectors(part: _Part, batch: pa.RecordBatch, dimension: int, observe: Observe) -> None:
+    row_ids = batch.column(schema.ROW_ID).to_numpy()
+    places = find_rows(part.row_ids, row_ids, part.order)
     wanted = places >= 0
     if wanted.any():
-        vectors = batch.column(schema.VECTOR).filter(pa.array(wanted))
-        part.builder.add(vectors_of(vectors, dimension))
+        vectors = vectors_of(batch.column(schema.VECTOR).filter(pa.array(wanted)), dimension)
+        part.builder.add(vectors)
         part.arrived.append(places[wanted])
+        observe(row_ids[wanted], vectors)
 
 
 def _finish(part: _Part) -> tuple[Segment, Directory]:

@@ -19,6 +19,7 @@ from shoal.shard.config import ShardSettings
 from shoal.shard.held import HeldLayout, HeldShard
 from shoal.shard.kernel import faiss
 from shoal.shard.load import build_shards
+from shoal.shard.published import load_published
 from shoal.shard.shard import Main, Shard
 from shoal.shard.snapshot import SnapshotFolder
 from shoal.table.durability import local_path
@@ -55,7 +56,7 @@ class Upkeep:
         return SnapshotFolder(root, key.index_uid, key.index_version, key.shard_count)
 
     def load(self, layout: HeldLayout, table_uri: str, wanted: Sequence[HeldShard]) -> None:
-        """Load shards from their snapshots, and those without one from the table."""
+        """Load shards from their snapshots or published segments, the rest from the table."""
         started_s = self.clock()
         try:
             faiss.omp_set_num_threads(self._settings.threads)
@@ -90,6 +91,8 @@ class Upkeep:
         for held in wanted:
             main = self._from_snapshot(layout, held.number, table)
             if main is None:
+                main = self._from_published(layout, held.number, table)
+            if main is None:
                 missing.append(held)
             else:
                 held.saved, held.saved_s = main, self.clock()
@@ -114,11 +117,20 @@ class Upkeep:
         if folder is None:
             return None
         main = folder.load(shard, layout.codebook, layout.dimension)
+        return self._if_it_suits(main, layout, shard, table)
+
+    def _from_published(self, layout: HeldLayout, shard: int, table: PassageTable) -> Main | None:
+        main = load_published(layout, shard, layout.codebook)
+        return self._if_it_suits(main, layout, shard, table)
+
+    def _if_it_suits(
+        self, main: Main | None, layout: HeldLayout, shard: int, table: PassageTable
+    ) -> Main | None:
         if main is None:
             return None
         expected_rows = 2 * main.directory.count * layout.id.shard_count + _MAX_CATCH_UP_ROWS
         if main.cursor.version > table.version or table.row_count > expected_rows:
-            _log.info("the snapshot of shard %d does not suit the table: building it", shard)
+            _log.info("the segment of shard %d does not suit the table: building it", shard)
             return None
         return main
 
