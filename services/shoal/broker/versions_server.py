@@ -42,7 +42,8 @@ from shoal.v1.indexes_pb2 import (
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
-# Part of a call's budget that the controller may take to say how far a build is.
+# Most that the controller may take to say how far a build is: the list does without.
+_PROGRESS_S: Final = 1.0
 _PROGRESS_SHARE: Final = 0.3
 # Part of a call's budget that is spent waiting for what was promoted to serve.
 _WAIT_SHARE: Final = 0.9
@@ -188,11 +189,12 @@ class VersionHandlers:
         running = {each.number: each for each in response.versions if each.state == building}
         if not running:
             return
+        budget_s = min(_PROGRESS_S, _PROGRESS_SHARE * deadline.budget_s)
         try:
             builds = await reach_controller(
                 self._controllers,
                 lambda stub, budget_s: stub.ListBuilds(ListBuildsRequest(), timeout=budget_s),
-                deadline.share(_PROGRESS_SHARE),
+                Deadline.after(budget_s),
             )
         except ServiceError:
             return
