@@ -190,7 +190,8 @@ def cpu_s(pids: list[int]) -> float:
 def main() -> None:
     """Read the folder of queries from the command line and orders from standard input."""
     folder = Path(sys.argv[1])
-    caller = Caller(np.load(folder / "queries.npy"), np.load(folder / "nearest.npy"))
+    nearest = np.load(folder / "nearest.npy")
+    caller = Caller(np.load(folder / "queries.npy")[: len(nearest)], nearest)
     for line in sys.stdin:
         print(json.dumps(asyncio.run(caller.run(Order(**json.loads(line))))), flush=True)
 

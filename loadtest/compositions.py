@@ -110,7 +110,7 @@ def measure_all(plan: Plan, cache: Path, *, tuned: bool) -> dict[str, Any]:
     """Make what is missing, start everything, measure, stop everything, and judge."""
     vectors = Vectors(plan.vectors, cache)
     print("exact answers...", file=sys.stderr)
-    nearest = vectors.nearest(plan.vectors.query_count, plan.top_k)
+    nearest = vectors.nearest(len(vectors.asked), plan.top_k)
     np.save(vectors.folder / "nearest.npy", nearest)
     print("table...", file=sys.stderr)
     table = ensure_table(vectors)

@@ -63,7 +63,9 @@ class ShoalProcesses:
         """Start both and wait until every shard is ready."""
         folder = vectors.folder
         self.codebook = folder / "codebook"
-        manifest = train_codebook(str(table), self.codebook, threads=threads)
+        manifest = train_codebook(
+            str(table), self.codebook, queries=vectors.tuning_queries, threads=threads
+        )
         self.description = {"threads": threads} | manifest.model_dump(mode="json")
         self._shards = ServerProcess(
             _command("shard", "shard-server-0-0", "--threads", str(threads)),

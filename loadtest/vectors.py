@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 _Rows = NDArray[np.float32]
 _CHUNK_ROWS: Final = 50_000
+# Queries that search parameters are chosen by.
+TUNING_COUNT: Final = 400
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class VectorSet:
     dimension: int = 384
     """Numbers in a vector: that of all-MiniLM-L6-v2."""
     query_count: int = 2_000
-    """Held-out queries."""
+    """Held-out queries; the last `TUNING_COUNT` are not asked."""
     cluster_count: int = 4_000
     """Gaussian clouds: about as many as a corpus of this size has topics."""
     spread: float = 0.6
@@ -89,6 +91,16 @@ class Vectors:
         rows.flush()
         np.save(self.folder / "queries.npy", draw(chosen.query_count))
         done.touch()
+
+    @property
+    def asked(self) -> _Rows:
+        """The queries that are asked."""
+        return self.queries[:-TUNING_COUNT]
+
+    @property
+    def tuning_queries(self) -> _Rows:
+        """Queries of the same kind that are not asked, to choose search parameters by."""
+        return self.queries[-TUNING_COUNT:]
 
     def nearest(self, query_count: int, top_k: int) -> NDArray[np.int64]:
         """The rows nearest to the first queries, best first, by exact search.

@@ -69,7 +69,7 @@ class Server:
         response = await self.search(query[None], top_k, shards=shards, min_table_version=version)
         (result,) = response.results
         expected = self.corpus.best(query, top_k)
-        assert {(each.document_id, each.ordinal) for each in result.passages} == {
+        assert {(each.document_id, each.passage) for each in result.hits} == {
             each[:2] for each in expected
         }
         scores = np.frombuffer(result.scores, "<f4")
@@ -147,26 +147,27 @@ async def test_a_batch_gives_each_query_what_it_asked_for(server, corpus):
         np.testing.assert_allclose(scores, [each[2] for each in expected], atol=1e-5)
         assert len(result.row_ids) == 8 * top_k
         assert set(np.frombuffer(result.shards, "<u4").tolist()) <= {0, 1}
-        assert len(result.passages) == (0 if fill == pb.FILL_UNSPECIFIED else top_k)
-        assert all(bool(each.text) == (fill == pb.FILL_TEXT) for each in result.passages)
+        assert len(result.hits) == (0 if fill == pb.FILL_UNSPECIFIED else top_k)
+        assert all(bool(each.text) == (fill == pb.FILL_TEXT) for each in result.hits)
         row_ids = np.frombuffer(result.row_ids, "<u8").tolist()
-        assert [each.row_id for each in result.passages] in ([], row_ids)
+        assert len(set(row_ids)) == top_k
 
 
 async def test_text_metadata_and_spans_come_back_as_they_were_written(server, corpus):
     (query,) = corpus.vectors(1)
     response = await server.search(query[None], 20, fill=pb.FILL_TEXT)
-    passages = response.results[0].passages
+    passages = response.results[0].hits
     assert len(passages) == 20
-    row_ids = [each.row_id for each in passages][::-1]
+    row_ids = np.frombuffer(response.results[0].row_ids, "<u8")[::-1]
     fetched = await server.call(
         "FetchPassages",
-        pb.FetchPassagesRequest(layout=key(), row_ids=pack(np.array(row_ids), np.dtype("<u8"))),
+        pb.FetchPassagesRequest(layout=key(), row_ids=pack(row_ids, np.dtype("<u8"))),
     )
-    assert list(fetched.passages) == list(passages)[::-1]
+    assert list(fetched.hits) == list(passages)[::-1]
+    assert fetched.row_ids == row_ids.tobytes()
     for passage in passages:
         stored = corpus.present[passage.document_id]
-        assert passage.text == stored.texts[passage.ordinal]
+        assert passage.text == stored.texts[passage.passage]
         whole = "".join(stored.texts)
         assert whole[passage.span.start : passage.span.end] == passage.text
         assert passage.title == stored.title
@@ -210,19 +211,25 @@ async def test_a_write_can_be_read_at_its_version(server, corpus):
 
 async def test_replaced_and_deleted_passages_are_not_fetched(server, corpus):
     response = await server.search(corpus.vectors(1), 1000)
-    passages = response.results[0].passages
-    assert len(passages) == corpus.passage_count
+    (result,) = response.results
+    assert len(result.hits) == corpus.passage_count
+    found = np.frombuffer(result.row_ids, "<u8")
     version = corpus.write({"doc-0": corpus.document("doc-0")}, ("doc-1", "doc-2"))
     await server.search(corpus.vectors(1), min_table_version=version)
-    row_ids = pack(np.array([each.row_id for each in passages] + [10**15]), np.dtype("<u8"))
+    row_ids = pack(np.append(found, np.uint64(10**15)), np.dtype("<u8"))
     fetched = await server.call(
         "FetchPassages",
         pb.FetchPassagesRequest(layout=key(), row_ids=row_ids, fill=pb.FILL_REFERENCE),
     )
     gone = {"doc-0", "doc-1", "doc-2"}
-    left = [each.row_id for each in passages if each.document_id not in gone]
-    assert [each.row_id for each in fetched.passages] == left
-    assert not any(each.text for each in fetched.passages)
+    left = [
+        row_id
+        for row_id, hit in zip(found, result.hits, strict=True)
+        if hit.document_id not in gone
+    ]
+    assert np.frombuffer(fetched.row_ids, "<u8").tolist() == left
+    assert len(fetched.hits) == len(left)
+    assert not any(each.text for each in fetched.hits)
 
 
 async def test_a_version_that_the_table_lacks_is_refused_by_the_deadline(server, corpus):
@@ -278,7 +285,7 @@ async def test_from_exact_to_codes_while_searches_run(tmp_path):
         assert {state.kind for state in response.shards} == {SearchKind.SEARCH_KIND_IVF_PQ}
         hits = 0
         for query, result in zip(queries, response.results, strict=True):
-            found = {(each.document_id, each.ordinal) for each in result.passages}
+            found = {(each.document_id, each.passage) for each in result.hits}
             hits += len(found & {each[:2] for each in corpus.best(query, 10)})
         assert hits >= 0.95 * 10 * len(queries)
 
@@ -391,7 +398,7 @@ async def test_a_wrong_request_names_its_field(server, request_, field, reason):
 async def test_nothing_asked_for_is_nothing_found(server):
     passages = await server.call("FetchPassages", pb.FetchPassagesRequest(layout=key()))
     documents = await server.call("FetchDocuments", pb.FetchDocumentsRequest(layout=key()))
-    assert not passages.passages
+    assert not passages.hits
     assert not documents.documents
 
 

@@ -96,7 +96,7 @@ class Process:
         async with self.stub() as stub:
             response = await stub.SearchShards(request, timeout=PATIENCE_S)
         return [
-            {(each.document_id, each.ordinal) for each in result.passages}
+            {(each.document_id, each.passage) for each in result.hits}
             for result in response.results
         ]
 

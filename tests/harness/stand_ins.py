@@ -26,7 +26,6 @@ from shoal.internal.v1.shard_pb2 import (
     FetchPassagesResponse,
     Fill,
     LayoutKey,
-    Passage,
     SearchShardsRequest,
     SearchShardsResponse,
     ShardState,
@@ -42,7 +41,7 @@ from shoal.rpc.errors import ServiceError
 from shoal.rpc.topology import TopologyFollower
 from shoal.table.slots import shard_of, slot_of
 from shoal.v1.errors_pb2 import Reason
-from shoal.v1.search_pb2 import SearchKind, Span
+from shoal.v1.search_pb2 import Hit, SearchKind, Span
 
 DIMENSION = 8
 ENCODER_MODEL = "tiny@1"
@@ -178,19 +177,18 @@ class Library:
         order = np.argsort(-(self.vectors[rows] @ vector), kind="stable")[:count]
         return [self.ids[rows[at]] for at in order]
 
-    def passage(self, row: int, fill: Fill.ValueType) -> Passage:
-        """A passage, as far as it is asked for."""
+    def hit(self, row: int, fill: Fill.ValueType) -> Hit:
+        """A passage as a hit, as far as it is asked for."""
         id_ = self.ids[row]
         text = self.texts[id_]
-        passage = Passage(
-            row_id=row,
+        hit = Hit(
             document_id=id_,
             span=Span(start=0, end=len(text)),
             content_hash=hashlib.sha256(text.encode()).digest(),
         )
         if fill == Fill.FILL_TEXT:
-            passage.title, passage.text = f"Title of {id_}", text
-        return passage
+            hit.title, hit.text = f"Title of {id_}", text
+        return hit
 
 
 def shard(document_id: str, shard_count: int) -> int:
@@ -270,7 +268,7 @@ class StandInShardServer(StandIn, shard_pb2_grpc.ShardServiceServicer):
             row_ids=pack(best, UINT64),
             scores=pack(scores[order], FLOAT32),
             shards=pack(np.asarray(owners), UINT32),
-            passages=[self.library.passage(int(row), fill) for row in best] if filled else [],
+            hits=[self.library.hit(int(row), fill) for row in best] if filled else [],
         )
 
     async def FetchPassages(self, request: FetchPassagesRequest, context: Any) -> Any:
@@ -278,7 +276,8 @@ class StandInShardServer(StandIn, shard_pb2_grpc.ShardServiceServicer):
         await self.fetches.strike()
         rows = unpack(request.row_ids, UINT64, "row_ids").tolist()
         return FetchPassagesResponse(
-            passages=[self.library.passage(row, request.fill) for row in rows]
+            hits=[self.library.hit(row, request.fill) for row in rows],
+            row_ids=request.row_ids,
         )
 
     async def DescribeShards(self, request: DescribeShardsRequest, context: Any) -> Any:

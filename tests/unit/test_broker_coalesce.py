@@ -20,6 +20,7 @@ class Calls:
         self.budgets_s: list[float] = []
         self.gate = asyncio.Event()
         self.error: Exception | None = None
+        self.failing = 0
         self.cancelled = 0
 
     async def __call__(self, items: Sequence[int], budget_s: float) -> list[int]:
@@ -30,7 +31,7 @@ class Calls:
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
-        if self.error is not None:
+        if self.error is not None and self.failing in items:
             raise self.error
         return [item * 10 for item in items]
 
@@ -156,11 +157,28 @@ async def test_a_failure_reaches_every_member_and_no_other(calls: Calls) -> None
     first = submit(coalescer, 0)
     tasks = [submit(coalescer, item) for item in range(1, 4)]
     await turns()
+    calls.error, calls.failing = ValueError("out of order"), 1
     calls.gate.set()
-    await first
-    calls.error = ValueError("out of order")
+    assert await first == 0
     found = await asyncio.gather(*tasks[:2], return_exceptions=True)
     assert [repr(each) for each in found] == ["ValueError('out of order')"] * 2
-    calls.error = None
-    assert await asyncio.gather(tasks[2], return_exceptions=True)
+    assert await tasks[2] == 30
     assert await coalescer.submit(7, PATIENCE) == 70
+
+
+async def test_the_next_call_begins_before_the_members_of_the_last_go_on(calls: Calls) -> None:
+    """They keep the event loop busy, and the target would have nothing to do meanwhile."""
+    coalescer = Coalescer(calls, max_count=2)
+    under_way_then = []
+
+    async def submit_and_look() -> None:
+        await coalescer.submit(0, PATIENCE)
+        under_way_then.append(len(calls.batches))
+
+    first = asyncio.create_task(submit_and_look())
+    rest = [submit(coalescer, item) for item in range(1, 3)]
+    await turns()
+    calls.gate.set()
+    await first
+    assert under_way_then == [2]
+    await asyncio.gather(*rest)

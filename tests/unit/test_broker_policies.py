@@ -14,11 +14,11 @@ from shoal.broker.coverage import coverage_of, cut, shards_text
 from shoal.broker.hedge import BURST, HedgeBudget
 from shoal.broker.merge import merge
 from shoal.broker.replicas import LONGEST_REST_S, Chooser, Health
-from shoal.internal.v1.shard_pb2 import CandidateList, Passage, ShardState
+from shoal.internal.v1.shard_pb2 import CandidateList, ShardState
 from shoal.rpc.arrays import FLOAT32, UINT32, UINT64, pack
 from shoal.rpc.deadline import Deadline
 from shoal.v1.errors_pb2 import Reason
-from shoal.v1.search_pb2 import Stage
+from shoal.v1.search_pb2 import Hit, Stage
 
 Row = tuple[float, int, int]
 """Score, row id, shard."""
@@ -42,7 +42,7 @@ def candidate_list(rows: list[Row], filled: bool) -> CandidateList:
         row_ids=pack(np.asarray([row[1] for row in rows]), UINT64),
         scores=pack(np.asarray([row[0] for row in rows]), FLOAT32),
         shards=pack(np.asarray([row[2] for row in rows]), UINT32),
-        passages=[Passage(row_id=row[1]) for row in rows] if filled else [],
+        hits=[Hit(document_id=str(row[1])) for row in rows] if filled else [],
     )
 
 
@@ -57,8 +57,8 @@ def test_merging_is_sorting_all(lists: list[list[Row]], top_k: int, filled: list
     np.testing.assert_allclose(merged.scores, [row[0] for row, _ in everything], rtol=1e-6)
     assert merged.shards.tolist() == [row[2] for row, _ in everything]
     assert merged.sources.tolist() == [source for _, source in everything]
-    assert [each and each.row_id for each in merged.passages] == [
-        row[1] if filled[source] else None for row, source in everything
+    assert [each and each.document_id for each in merged.hits] == [
+        str(row[1]) if filled[source] else None for row, source in everything
     ]
 
 

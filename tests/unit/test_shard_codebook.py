@@ -49,6 +49,21 @@ def test_training_says_what_it_measured(trained):
     assert [path.name for path in folder.parent.iterdir()] == ["1"]
 
 
+def test_recall_is_measured_on_questions_where_there_are_some(trained, tmp_path):
+    corpus, _, on_passages, _ = trained
+    queries = corpus.vectors(300)
+    manifest = train_codebook(corpus.uri, tmp_path / "asked", queries=queries, threads=1)
+    assert manifest.query_count == 300
+    assert manifest.sample_count == corpus.passage_count > on_passages.sample_count
+    assert manifest.recall_at_10 >= 0.95
+
+    def candidates(manifest):
+        point = manifest.operating_points[0]
+        return point.nprobe * point.refine_factor
+
+    assert candidates(manifest) <= candidates(on_passages)
+
+
 def test_training_again_changes_nothing(trained):
     corpus, folder, manifest, _ = trained
     assert train_codebook(corpus.uri, folder, seed=99) == manifest

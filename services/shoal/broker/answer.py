@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from shoal.broker.routes import IndexRoute
-from shoal.internal.v1.shard_pb2 import Passage, ShardState
+from shoal.internal.v1.shard_pb2 import ShardState
 from shoal.v1.search_pb2 import (
     CacheState,
     Coverage,
@@ -23,9 +23,10 @@ from shoal.v1.search_pb2 import (
 
 @dataclass
 class Ranked:
-    """A passage on its way into the answer."""
+    """A candidate on its way into the answer."""
 
-    passage: Passage
+    hit: Hit
+    """Without scores, until the answer is made."""
     shard: int
     server: str
     dense_score: float
@@ -58,10 +59,9 @@ def build_response(
     versions = {state.shard: state.table_version for _, state in states if state.ready}
     response = SearchResponse(coverage=coverage, table_version=min(versions.values(), default=0))
     for each in ranked:
-        hit = response.hits.add()
-        _fill(hit, each, request)
+        _fill(each, request)
         if request.explain:
-            hit.provenance.CopyFrom(
+            each.hit.provenance.CopyFrom(
                 Provenance(
                     index=route.name,
                     index_version=route.index_version,
@@ -72,6 +72,7 @@ def build_response(
                     shard_server=each.server,
                 )
             )
+    response.hits.extend([each.hit for each in ranked])
     if request.explain:
         response.explanation.CopyFrom(
             Explanation(
@@ -93,22 +94,15 @@ def build_response(
     return response
 
 
-def _fill(hit: Hit, ranked: Ranked, request: SearchRequest) -> None:
-    passage = ranked.passage
-    hit.document_id = passage.document_id
-    hit.passage = passage.ordinal
-    hit.span.CopyFrom(passage.span)
-    hit.content_hash = passage.content_hash
-    hit.update_time.CopyFrom(passage.update_time)
+def _fill(ranked: Ranked, request: SearchRequest) -> None:
+    hit = ranked.hit
     hit.score = ranked.score
     hit.dense_score = ranked.dense_score
     if ranked.rerank_score is not None:
         hit.rerank_score = ranked.rerank_score
-    if not request.omit_text:
-        hit.title = passage.title
-        hit.text = passage.text
-        if passage.HasField("metadata"):
-            hit.metadata.CopyFrom(passage.metadata)
+    if request.omit_text:  # The reranker has read them, the caller does not want them.
+        for name in ("title", "text", "metadata"):
+            hit.ClearField(name)
 
 
 def stamp(

@@ -38,6 +38,7 @@ class _Batch(Generic[Item, Result]):
     entries: list[_Entry[Item, Result]]
     waiting: int
     task: asyncio.Task[None] | None = field(default=None)
+    in_flight: bool = True
 
 
 class Coalescer(Generic[Item, Result]):
@@ -104,7 +105,7 @@ class Coalescer(Generic[Item, Result]):
     def _start(self, batch: _Batch[Item, Result]) -> None:
         self._in_flight += 1
         batch.task = asyncio.create_task(self._run(batch))
-        batch.task.add_done_callback(self._finished)
+        batch.task.add_done_callback(lambda _: self._landed(batch))
         for entry in batch.entries:
             entry.batch = batch
 
@@ -112,6 +113,8 @@ class Coalescer(Generic[Item, Result]):
         budget_s = max(entry.deadline.budget_s for entry in batch.entries)
         try:
             results = await self._call([entry.item for entry in batch.entries], budget_s)
+            # Before its members are told, who keep the event loop busy: the target is idle now.
+            self._landed(batch)
             assert len(results) == len(batch.entries)
         except asyncio.CancelledError:
             for entry in batch.entries:
@@ -132,8 +135,9 @@ class Coalescer(Generic[Item, Result]):
         if batch.waiting == 0 and batch.task is not None:
             batch.task.cancel()
 
-    def _finished(self, task: asyncio.Task[None]) -> None:
-        self._in_flight -= 1
-        if not task.cancelled():
-            task.exception()
-        self._pump()
+    def _landed(self, batch: _Batch[Item, Result]) -> None:
+        """Let the next call begin, once."""
+        if batch.in_flight:
+            batch.in_flight = False
+            self._in_flight -= 1
+            self._pump()

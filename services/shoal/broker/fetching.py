@@ -14,11 +14,12 @@ from shoal.broker.fan_out import GroupAnswer
 from shoal.broker.merge import Candidates
 from shoal.broker.routes import IndexRoute
 from shoal.broker.targets import Targets
-from shoal.internal.v1.shard_pb2 import FetchPassagesRequest, Fill, Passage
+from shoal.internal.v1.shard_pb2 import FetchPassagesRequest, Fill
 from shoal.internal.v1.shard_pb2_grpc import ShardServiceStub
-from shoal.rpc.arrays import UINT64, pack
+from shoal.rpc.arrays import UINT64, pack, unpack
 from shoal.rpc.deadline import Deadline
 from shoal.rpc.errors import ServiceError
+from shoal.v1.search_pb2 import Hit
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,13 @@ class FetchStage:
         answers: Sequence[GroupAnswer],
         fill: Fill.ValueType,
         deadline: Deadline,
-    ) -> tuple[list[Passage | None], list[ReadFailure]]:
-        """Read the passage of each candidate; None where it is gone, or could not be read.
+    ) -> tuple[list[Hit | None], list[ReadFailure]]:
+        """Read the hit of each candidate; None where it is gone, or could not be read.
 
         The failures say which could not be read.
         """
-        passages = list(candidates.passages)
-        missing = [position for position, each in enumerate(passages) if each is None]
+        hits = list(candidates.hits)
+        missing = [position for position, each in enumerate(hits) if each is None]
         by_source: dict[int, list[int]] = {}
         for position in missing:
             by_source.setdefault(int(candidates.sources[position]), []).append(position)
@@ -67,8 +68,8 @@ class FetchStage:
                 failures.append(ReadFailure(answers[source].server, len(positions), found))
                 continue
             for position in positions:
-                passages[position] = found.get(int(candidates.row_ids[position]))
-        return passages, failures
+                hits[position] = found.get(int(candidates.row_ids[position]))
+        return hits, failures
 
     async def _fetch(
         self,
@@ -77,7 +78,7 @@ class FetchStage:
         row_ids: np.ndarray[tuple[int], np.dtype[np.uint64]],
         fill: Fill.ValueType,
         deadline: Deadline,
-    ) -> dict[int, Passage] | Exception:
+    ) -> dict[int, Hit] | Exception:
         request = FetchPassagesRequest(
             layout=route.layout, row_ids=pack(row_ids, UINT64), fill=fill
         )
@@ -94,4 +95,5 @@ class FetchStage:
             )
         except (ServiceError, TimeoutError) as error:
             return error
-        return {passage.row_id: passage for passage in response.passages}
+        found = unpack(response.row_ids, UINT64, "row_ids").tolist()
+        return dict(zip(found, response.hits, strict=True))

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from shoal.internal.v1.shard_pb2 import CandidateList, Passage
+from shoal.internal.v1.shard_pb2 import CandidateList
 from shoal.rpc.arrays import FLOAT32, UINT32, UINT64
+from shoal.v1.search_pb2 import Hit
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,8 @@ class Candidates:
     shards: NDArray[np.uint32]
     sources: NDArray[np.intp]
     """Which of the merged lists each came from."""
-    passages: tuple[Passage | None, ...]
-    """The passages, as far as they came along."""
+    hits: Sequence[Hit | None]
+    """The hits that they become, as far as those came along."""
 
     def __len__(self) -> int:
         return len(self.row_ids)
@@ -35,20 +36,19 @@ def merge(lists: Sequence[CandidateList], top_k: int) -> Candidates:
     shards = _join([each.shards for each in lists], UINT32)
     counts = [len(each.row_ids) // UINT64.itemsize for each in lists]
     sources = np.repeat(np.arange(len(lists)), counts)
-    passages: list[Passage | None] = []
+    hits: list[Hit | None] = []
     for each, count in zip(lists, counts, strict=True):
-        passages += each.passages if len(each.passages) == count else [None] * count
+        hits += each.hits if len(each.hits) == count else [None] * count
     if len(lists) == 1:  # It is in order.
         end = slice(top_k)
-        kept = tuple(passages[end])
-        return Candidates(row_ids[end], scores[end], shards[end], sources[end], kept)
+        return Candidates(row_ids[end], scores[end], shards[end], sources[end], hits[end])
     order = np.lexsort((row_ids, -scores))[:top_k]
     return Candidates(
         row_ids[order],
         scores[order],
         shards[order],
         sources[order],
-        tuple(passages[position] for position in order),
+        [hits[position] for position in order],
     )
 
 

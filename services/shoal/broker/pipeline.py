@@ -26,12 +26,12 @@ from shoal.broker.reranking import RerankStage
 from shoal.broker.routes import IndexRoute
 from shoal.broker.validation import Query
 from shoal.internal.v1.reranker_pb2 import RerankItem
-from shoal.internal.v1.shard_pb2 import Fill, Passage, ShardState
+from shoal.internal.v1.shard_pb2 import Fill, ShardState
 from shoal.rpc.arrays import FLOAT32, pack
 from shoal.rpc.deadline import Deadline
 from shoal.rpc.errors import ServiceError
 from shoal.v1.errors_pb2 import Reason
-from shoal.v1.search_pb2 import CacheState, SearchRequest, SearchResponse, Stage
+from shoal.v1.search_pb2 import CacheState, Hit, SearchRequest, SearchResponse, Stage
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class Pipeline:
         vector = await self._encode(request, route, query, budget, trace)
         found = await self._search(request, route, query, vector, budget, trace)
         candidates = merge([answer.candidates for answer in found.answers], self._depth(query))
-        passages = await self._fetch(request, route, query, found, candidates, budget, trace)
-        ranked = self._in_dense_order(found, candidates, passages)
+        hits = await self._fetch(request, route, query, found, candidates, budget, trace)
+        ranked = self._in_dense_order(found, candidates, hits)
         ranked = await self._rerank(query, ranked, budget, trace)
         return self._answer(request, route, ranked[: query.top_k], found, trace)
 
@@ -158,34 +158,34 @@ class Pipeline:
         candidates: Candidates,
         budget: Budget,
         trace: Trace,
-    ) -> Sequence[Passage | None]:
-        if all(passage is not None for passage in candidates.passages):
-            return candidates.passages
+    ) -> Sequence[Hit | None]:
+        if None not in candidates.hits:
+            return candidates.hits
         with _timed(trace, Stage.STAGE_FETCH):
-            passages, failures = await self.fetcher.fetch(
+            hits, failures = await self.fetcher.fetch(
                 route, candidates, found.answers, self._needed(request, query), budget.fetch()
             )
         for failure in failures:
             reason, why = _why(failure.error)
             message = f"{failure.count} passages that {failure.server} had found were left out: it"
             trace.cuts.append(cut(Stage.STAGE_FETCH, reason, f"{message} {why}"))
-        return passages
+        return hits
 
     def _in_dense_order(
-        self, found: Found, candidates: Candidates, passages: Sequence[Passage | None]
+        self, found: Found, candidates: Candidates, hits: Sequence[Hit | None]
     ) -> list[Ranked]:
         """Leave out what was deleted or replaced since it was found."""
         rows = zip(
-            passages,
+            hits,
             candidates.shards.tolist(),
             candidates.sources.tolist(),
             candidates.scores.tolist(),
             strict=True,
         )
         return [
-            Ranked(passage, shard, found.answers[source].server, score, score)
-            for passage, shard, source, score in rows
-            if passage is not None
+            Ranked(hit, shard, found.answers[source].server, score, score)
+            for hit, shard, source, score in rows
+            if hit is not None
         ]
 
     async def _rerank(
@@ -209,7 +209,7 @@ class Pipeline:
         head, tail = ranked[:count], ranked[count:]
         item = RerankItem(
             query=query.text,
-            passages=[_read_as(each.passage) for each in head],
+            passages=[_read_as(each.hit) for each in head],
             dense_scores=pack(_scores(head), FLOAT32),
         )
         try:
@@ -276,8 +276,8 @@ class Pipeline:
         ]
 
 
-def _read_as(passage: Passage) -> str:
-    return f"{passage.title}. {passage.text}" if passage.title else passage.text
+def _read_as(hit: Hit) -> str:
+    return f"{hit.title}. {hit.text}" if hit.title else hit.text
 
 
 def _scores(ranked: Sequence[Ranked]) -> NDArray[np.float32]:

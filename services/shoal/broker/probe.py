@@ -44,6 +44,8 @@ class Probe:
         self._targets, self._interval_s = targets, interval_s
         self._reports: dict[str, Report] = {}
         self._counts: dict[tuple[_Key, int], int] = {}
+        # Versions of a layout's shards, and until when they may be taken for known.
+        self._applied: dict[_Key, tuple[tuple[int, ...] | None, float]] = {}
         self._task: asyncio.Task[None] | None = None
         self._asking: dict[str, asyncio.Task[None]] = {}
 
@@ -84,6 +86,16 @@ class Probe:
 
     def applied_versions(self, route: IndexRoute) -> tuple[int, ...] | None:
         """The newest table version that each shard has applied; None if one is unknown."""
+        # Every search asks, and what is known changes only when a server is heard or falls silent.
+        now_s = time.monotonic()
+        known, until_s = self._applied.get(route.key, (None, now_s))
+        if now_s >= until_s:
+            known = self._newest_versions(route)
+            heard_s = [each.at_s for each in self._reports.values() if now_s - each.at_s <= STALE_S]
+            self._applied[route.key] = known, min(heard_s, default=now_s) + STALE_S
+        return known
+
+    def _newest_versions(self, route: IndexRoute) -> tuple[int, ...] | None:
         newest: dict[int, int] = {}
         for (_, shard), state in self.states(route).items():
             if state.ready:
@@ -140,4 +152,5 @@ class Probe:
             for state in response.shards
         }
         self._reports[target.id] = Report(asked_s, states)
+        self._applied.clear()
         self._counts |= {key: each.passage_count for key, each in states.items() if each.ready}

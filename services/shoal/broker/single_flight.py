@@ -14,62 +14,50 @@ Result = TypeVar("Result")
 class SingleFlight(Generic[Result]):
     """Runs one computation a key at a time; whoever comes meanwhile shares it.
 
-    Each keeps its own deadline: those that have more time than the first try once more if the first
-    fails, and the computation is cancelled only when everybody has left.
+    Whoever comes first leads: computes in its own task, as most queries are alone and a task of
+    their own would be a cost for nothing. Each keeps its own deadline. If the one that leads fails
+    or leaves, one of those that wait and have time leads anew, and the others share that.
     """
 
     def __init__(self) -> None:
         """Nothing runs."""
-        self._flights: dict[Hashable, tuple[asyncio.Task[Result], list[int]]] = {}
+        self._flights: dict[Hashable, asyncio.Future[Result]] = {}
 
     async def run(
         self, key: Hashable, compute: Callable[[], Awaitable[Result]], deadline: Deadline
     ) -> tuple[Result, bool]:
         """Compute, or share: the result, and whether it was shared.
 
-        Raises TimeoutError at the deadline, or what the computation raised.
+        Raises TimeoutError at the deadline while it waits for others, or what the computation
+        raised: the second time, if others computed.
         """
-        flight = self._flights.get(key)
-        if flight is not None:
-            try:
-                return await self._join(key, flight, deadline), True
-            except Exception:
-                if deadline.passed:
-                    raise
-            # Whoever led may have had less time. All that have more try once again, together.
-            flight = self._flights.get(key)
-        if flight is not None:
-            return await self._join(key, flight, deadline), True
-        return await self._lead(key, compute, deadline), False
+        failed = False
+        while (flight := self._flights.get(key)) is not None:
+            await asyncio.wait([flight], timeout=deadline.budget_s)
+            if not flight.done():
+                raise TimeoutError
+            if flight.cancelled():
+                continue  # Its leader has left.
+            error = flight.exception()
+            if error is None:
+                return flight.result(), True
+            # Whoever led may have had less time.
+            if failed or deadline.passed:
+                raise error
+            failed = True
+        return await self._lead(key, compute), False
 
-    async def _lead(
-        self, key: Hashable, compute: Callable[[], Awaitable[Result]], deadline: Deadline
-    ) -> Result:
-        task = asyncio.ensure_future(compute())
-        assert isinstance(task, asyncio.Task)
-        flight = (task, [0])
-        self._flights[key] = flight
-        task.add_done_callback(lambda _: self._landed(key, task))
-        return await self._join(key, flight, deadline)
-
-    async def _join(
-        self, key: Hashable, flight: tuple[asyncio.Task[Result], list[int]], deadline: Deadline
-    ) -> Result:
-        task, waiting = flight
-        waiting[0] += 1
+    async def _lead(self, key: Hashable, compute: Callable[[], Awaitable[Result]]) -> Result:
+        flight = self._flights[key] = asyncio.get_running_loop().create_future()
         try:
-            async with deadline.timeout():
-                return await asyncio.shield(task)
+            result = await compute()
+        except Exception as error:
+            flight.set_exception(error)
+            flight.exception()  # Perhaps nobody waits for it.
+            raise
+        else:
+            flight.set_result(result)
+            return result
         finally:
-            waiting[0] -= 1
-            if waiting[0] == 0 and not task.done():
-                task.cancel()
-                # It takes a moment to end; who comes meanwhile must not be cancelled with it.
-                self._landed(key, task)
-
-    def _landed(self, key: Hashable, task: asyncio.Task[Result]) -> None:
-        flight = self._flights.get(key)
-        if flight is not None and flight[0] is task:
+            flight.cancel()  # Of no effect unless it was left.
             del self._flights[key]
-        if task.done() and not task.cancelled():
-            task.exception()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 from google.protobuf import json_format
 from shoal.internal.v1.topology_pb2 import Topology
@@ -52,6 +53,10 @@ def train(
     table: Annotated[str, typer.Option(help="URI of the table.")],
     out: Annotated[Path, typer.Option(help="Folder to write the codebook to.")],
     recall_target: Annotated[float, typer.Option(help="Recall at 10 to reach, 0 to 1.")] = 0.95,
+    queries: Annotated[
+        Path | None,
+        typer.Option(help="A .npy file of unit vectors as they are asked, to measure recall on."),
+    ] = None,
     threads: Annotated[int, typer.Option(help="Threads to use.")] = 2,
     seed: Annotated[int, typer.Option(help="For choosing the sample.")] = 0,
 ) -> None:
@@ -62,7 +67,13 @@ def train(
 
     try:
         manifest = train_codebook(
-            table, out, recall_target=recall_target, threads=threads, seed=seed, progress=report
+            table,
+            out,
+            recall_target=recall_target,
+            queries=None if queries is None else np.load(queries),
+            threads=threads,
+            seed=seed,
+            progress=report,
         )
     except (ServiceError, OSError, ValueError) as error:
         typer.echo(f"error: {error}", err=True)

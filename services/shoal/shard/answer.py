@@ -9,14 +9,14 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 from shoal.internal.v1.shard_pb2 import (
+    CandidateList,
     FetchDocumentsResponse,
     FetchPassagesResponse,
     Fill,
-    Passage,
     SearchShardsResponse,
     ShardState,
 )
-from shoal.rpc.arrays import UINT64
+from shoal.rpc.arrays import UINT64, pack
 from shoal.rpc.errors import ServiceError
 from shoal.shard.fill import (
     References,
@@ -29,6 +29,7 @@ from shoal.shard.held import HeldLayout
 from shoal.shard.search import Ranking, Target, search
 from shoal.table.table import PassageTable
 from shoal.v1.errors_pb2 import Reason
+from shoal.v1.search_pb2 import Hit
 
 # A block for fewer queries costs more in the switch between threads than it gains.
 _MIN_BLOCK_QUERIES: Final = 8
@@ -138,19 +139,13 @@ def _states(
         yield state
 
 
-def filled_count(top_ks: Sequence[int], fills: Sequence[Fill.ValueType]) -> int:
-    """How many passages an answer may hold."""
-    pairs = zip(top_ks, fills, strict=True)
-    return sum(top_k for top_k, fill in pairs if fill != Fill.FILL_UNSPECIFIED)
-
-
 def rows_wanted(response: SearchShardsResponse, fills: Sequence[Fill.ValueType]) -> set[int]:
     """Row ids whose content is wanted, of all queries of a call."""
     return {
-        passage.row_id
+        row_id
         for result, fill in zip(response.results, fills, strict=True)
         if fill == Fill.FILL_TEXT
-        for passage in result.passages
+        for row_id in _row_ids(result)
     }
 
 
@@ -164,8 +159,13 @@ def add_content(
     content = read_content(table, wanted)
     for result, fill in zip(response.results, fills, strict=True):
         if fill == Fill.FILL_TEXT:
-            for passage in result.passages:
-                content.write(passage.row_id, passage)
+            for row_id, hit in zip(_row_ids(result), result.hits, strict=True):
+                content.write(row_id, hit)
+
+
+def _row_ids(result: CandidateList) -> list[int]:
+    row_ids: list[int] = np.frombuffer(result.row_ids, dtype=UINT64).tolist()
+    return row_ids
 
 
 def fetch_passages(
@@ -175,18 +175,20 @@ def fetch_passages(
 
     table: None if only references are wanted.
     """
-    found: dict[int, Passage] = {}
+    found: dict[int, Hit] = {}
     for target in targets:
         for indexes, directory, positions in target.view.find_rows(row_ids):
             references = References(directory, positions)
             for number, at in enumerate(indexes.tolist()):
-                found[at] = Passage()
+                found[at] = Hit()
                 references.write(number, found[at])
+    places = sorted(found)
+    hits, rows = [found[at] for at in places], row_ids[np.array(places, dtype=np.intp)]
     if table is not None and found:
-        content = read_content(table, (passage.row_id for passage in found.values()))
-        for passage in found.values():
-            content.write(passage.row_id, passage)
-    return FetchPassagesResponse(passages=[found[at] for at in sorted(found)])
+        content = read_content(table, rows.tolist())
+        for row_id, hit in zip(rows.tolist(), hits, strict=True):
+            content.write(row_id, hit)
+    return FetchPassagesResponse(hits=hits, row_ids=pack(rows, UINT64))
 
 
 def fetch_documents(

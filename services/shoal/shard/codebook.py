@@ -8,6 +8,7 @@ with a margin are recorded with the recall that they reached.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,6 +65,9 @@ _REFINED_NS: Final = 150.0
 # questions: with all-MiniLM-L6-v2 on 30,000 Debian package descriptions, parameters that reached
 # 0.964 on passages reached 0.937 on questions, and those that reached 0.978 reached 0.957.
 _MARGIN: Final = 0.5
+# Standard errors that a recall measured on questions may err by: less than the floor is met once in
+# twenty times.
+_SURE: Final = 1.645
 # Scores closer than this are the same: which of two equal neighbours is found does not matter.
 _SAME_SCORE: Final = 1e-6
 _BLOCK_QUERIES: Final = 32
@@ -85,6 +89,7 @@ def train_codebook(
     out_dir: str | Path,
     *,
     recall_target: float = 0.95,
+    queries: NDArray[np.float32] | None = None,
     threads: int = 2,
     seed: int = 0,
     progress: Progress | None = None,
@@ -93,6 +98,8 @@ def train_codebook(
 
     A folder that already holds one is left as it is, so that a repetition costs nothing. Raises
     TooFewPassagesError, and the table's errors.
+    queries: unit vectors of questions as they are asked, [count, dimension], to measure recall on.
+    Without them it is measured on passages, held out, with a margin that makes searches dearer.
     progress: called with what is being done, and how much of all is done, 0 to 1.
     """
     folder = Path(str(out_dir).removeprefix("file://"))
@@ -105,12 +112,25 @@ def train_codebook(
         report("reading vectors", 0.0)
         table = PassageTable.open(table_uri)
         passage_count, sample, row_ids = _read_sample(table, seed)
-        manifest, template, wide = _train(sample, passage_count, recall_target, seed, report)
+        manifest, template, wide = _train(
+            sample, queries, passage_count, recall_target, seed, report
+        )
         report("writing the codebook", 1.0)
         manifest = save_codebook(folder, manifest, template, wide)
-        held_out = slice(manifest.query_count)
-        HeldOut(sample[held_out], row_ids[held_out]).save(folder)
+        _held_out(queries, sample, row_ids, manifest.query_count).save(folder)
         return manifest
+
+
+def _held_out(
+    queries: NDArray[np.float32] | None,
+    sample: NDArray[np.float32],
+    row_ids: NDArray[np.uint64],
+    count: int,
+) -> HeldOut:
+    """What recall was measured with, to verify segments by."""
+    if queries is not None:  # No passages: none need be left out.
+        return HeldOut(np.ascontiguousarray(queries, dtype=np.float32), row_ids[:0])
+    return HeldOut(sample[:count], row_ids[:count])
 
 
 @contextmanager
@@ -149,6 +169,7 @@ def _read_sample(
 
 def _train(
     sample: NDArray[np.float32],
+    queries: NDArray[np.float32] | None,
     passage_count: int,
     recall_target: float,
     seed: int,
@@ -156,8 +177,10 @@ def _train(
 ) -> tuple[Manifest, Any, WideCode]:
     if len(sample) < MIN_PASSAGES:
         raise TooFewPassagesError(len(sample))
-    held_out_count = min(HELD_OUT_COUNT, len(sample) // 4)
+    held_out_count = min(HELD_OUT_COUNT, len(sample) // 4) if queries is None else 0
     held_out, base = sample[:held_out_count], sample[held_out_count:]
+    if queries is not None:
+        held_out = np.ascontiguousarray(queries, dtype=np.float32)
     list_count = list_count_for(passage_count, len(base))
     report(f"training {list_count} lists", 0.1)
     factory = factory_for(sample.shape[1], list_count)
@@ -170,8 +193,8 @@ def _train(
     report("encoding", 0.5)
     lists.add(base)
     report("measuring recall", 0.7)
-    target = recall_target + (1 - recall_target) * _MARGIN
-    wide, points = _choose(_Measured(template, lists, base, held_out), training, target)
+    measured = _Measured(template, lists, base, held_out, asked=queries is not None)
+    wide, points = _choose(measured, training, recall_target)
     manifest = Manifest(
         dimension=sample.shape[1],
         list_count=list_count,
@@ -198,26 +221,46 @@ class _Measured:
     lists: Any
     base: NDArray[np.float32]
     held_out: NDArray[np.float32]
+    asked: bool
+    """True if what is held out is what is asked, and not passages in the place of questions."""
+
+    def floor(self, recalls: NDArray[np.float64]) -> float:
+        """The recall to count on, from that of each held-out query."""
+        mean = float(recalls.mean())
+        if self.asked:
+            return mean - _SURE * float(recalls.std()) / math.sqrt(len(recalls))
+        return 1 - (1 - mean) / (1 - _MARGIN)
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """Parameters that were measured."""
+
+    cost_ns: float
+    floor: float
+    point: OperatingPoint
 
 
 def _choose(
     measured: _Measured, training: NDArray[np.float32], target: float
 ) -> tuple[WideCode, list[OperatingPoint]]:
     """Choose the narrower wide code unless it keeps the target out of reach."""
-    found: tuple[WideCode, list[OperatingPoint]] | None = None
+    found: tuple[WideCode, list[_Tried]] | None = None
     kinds: tuple[WideKind, ...] = ("sq8", "fp16")
     for kind in kinds:
         wide = WideCode.train(kind, training)
         points = _measure(measured, wide, target)
-        if found is None or points[0].recall > found[1][0].recall:
+        best = points[0]
+        if found is None or best.floor > found[1][0].floor:
             found = wide, points
-        if points[0].recall >= target:
+        if best.floor >= target:
             break
     assert found is not None
-    return found
+    wide, points = found
+    return wide, [each.point for each in points]
 
 
-def _measure(measured: _Measured, wide: WideCode, target: float) -> list[OperatingPoint]:
+def _measure(measured: _Measured, wide: WideCode, target: float) -> list[_Tried]:
     """Find the cheapest parameters for each of `TOP_KS`; the best ones where none suffice."""
     list_count = measured.lists.nlist
     top_ks = [top_k for top_k in TOP_KS if top_k <= len(measured.base)]
@@ -225,26 +268,26 @@ def _measure(measured: _Measured, wide: WideCode, target: float) -> list[Operati
         measured.held_out, measured.base, max(top_ks), metric=faiss.METRIC_INNER_PRODUCT
     )
     codes_per_list = len(measured.base) / list_count
-    tried: dict[int, list[tuple[float, OperatingPoint]]] = {top_k: [] for top_k in top_ks}
+    tried: dict[int, list[_Tried]] = {top_k: [] for top_k in top_ks}
     for nprobe in [*(each for each in NPROBES if each < list_count), list_count]:
         scan_ns = nprobe * (_LIST_NS + codes_per_list * _CODE_NS)
         if all(_cheapest(tried[top_k], target) < scan_ns for top_k in top_ks):
             break
-        for point in _recalls(measured, wide, exact, nprobe, top_ks):
+        for floor, point in _recalls(measured, wide, exact, nprobe, top_ks):
             refine_ns = point.top_k * point.refine_factor * _REFINED_NS
-            tried[point.top_k].append((scan_ns + refine_ns, point))
+            tried[point.top_k].append(_Tried(scan_ns + refine_ns, floor, point))
     return [_pick(tried[top_k], target) for top_k in top_ks]
 
 
-def _cheapest(tried: list[tuple[float, OperatingPoint]], target: float) -> float:
-    return min((cost for cost, point in tried if point.recall >= target), default=np.inf)
+def _cheapest(tried: list[_Tried], target: float) -> float:
+    return min((each.cost_ns for each in tried if each.floor >= target), default=np.inf)
 
 
-def _pick(tried: list[tuple[float, OperatingPoint]], target: float) -> OperatingPoint:
-    enough = [each for each in tried if each[1].recall >= target]
+def _pick(tried: list[_Tried], target: float) -> _Tried:
+    enough = [each for each in tried if each.floor >= target]
     if enough:
-        return min(enough, key=lambda each: each[0])[1]
-    return max(tried, key=lambda each: (each[1].recall, -each[0]))[1]
+        return min(enough, key=lambda each: each.cost_ns)
+    return max(tried, key=lambda each: (each.floor, -each.cost_ns))
 
 
 def _recalls(
@@ -253,7 +296,7 @@ def _recalls(
     exact: NDArray[np.float32],
     nprobe: int,
     top_ks: list[int],
-) -> Iterator[OperatingPoint]:
+) -> Iterator[tuple[float, OperatingPoint]]:
     """Measure every refine factor at one nprobe: the lists are searched once for all of them."""
     limit = min(MAX_CANDIDATES, len(measured.base))
     pairs = [
@@ -262,10 +305,12 @@ def _recalls(
         for factor in REFINE_FACTORS
         if top_k * factor <= limit or factor == REFINE_FACTORS[0]
     ]
-    hits = dict.fromkeys(pairs, 0)
+    count = len(measured.held_out)
+    recalls = {pair: np.empty(count) for pair in pairs}
     parameters = faiss.SearchParametersIVF(nprobe=nprobe)
-    for first in range(0, len(measured.held_out), _BLOCK_QUERIES):
-        queries = measured.held_out[first : first + _BLOCK_QUERIES]
+    for first in range(0, count, _BLOCK_QUERIES):
+        block = slice(first, first + _BLOCK_QUERIES)
+        queries = measured.held_out[block]
         _, found = measured.lists.search(queries, limit, params=parameters)
         vectors = measured.base[found]
         true = np.matmul(vectors, queries[:, :, None])[:, :, 0]
@@ -276,11 +321,14 @@ def _recalls(
         for top_k, factor in pairs:
             chosen = np.argsort(-refined[:, : top_k * factor], axis=1)[:, :top_k]
             reached = np.take_along_axis(true, chosen, axis=1)
-            worst = exact[first : first + _BLOCK_QUERIES, top_k - 1, None]
-            hits[top_k, factor] += int((reached >= worst - _SAME_SCORE).sum())
-    for (top_k, factor), count in hits.items():
-        recall = count / (top_k * len(measured.held_out))
-        yield OperatingPoint(top_k=top_k, nprobe=nprobe, refine_factor=factor, recall=recall)
+            worst = exact[block, top_k - 1, None]
+            recalls[top_k, factor][block] = (reached >= worst - _SAME_SCORE).mean(axis=1)
+    for (top_k, factor), each in recalls.items():
+        recall = float(each.mean())
+        point = OperatingPoint(
+            top_k=top_k, nprobe=nprobe, refine_factor=factor, recall=round(recall, 6)
+        )
+        yield measured.floor(each), point
 
 
 __all__ = ["Manifest", "should_train", "train_codebook"]

@@ -82,18 +82,14 @@ class Directory:
         rising = len(row_ids) < 2 or bool((row_ids[1:] > row_ids[:-1]).all())
         # Rows mostly come in the order of their ids; then no order needs to be kept.
         self._row_order = None if rising else np.argsort(row_ids).astype(np.uint32)
+        arrays = (records, ids, hashes, self._order, self._row_order)
+        self.memory_bytes: int = sum(each.nbytes for each in arrays if each is not None)
+        """Bytes that it takes."""
 
     @property
     def count(self) -> int:
         """Passages."""
         return len(self.records)
-
-    @property
-    def memory_bytes(self) -> int:
-        """Bytes that it takes."""
-        orders = self._order.nbytes + (0 if self._row_order is None else self._row_order.nbytes)
-        ids: int = self.ids.nbytes
-        return self.records.nbytes + ids + self._sorted_hashes.nbytes + orders
 
     def hashes(self) -> NDArray[np.uint64]:
         """Hashes of the document ids, by position."""

@@ -16,12 +16,13 @@ import pyarrow as pa
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 from numpy.typing import NDArray
-from shoal.internal.v1.shard_pb2 import CandidateList, Passage, StoredDocument
+from shoal.internal.v1.shard_pb2 import CandidateList, StoredDocument
 from shoal.rpc.arrays import FLOAT32, UINT32, UINT64
 from shoal.shard.directory import Directory, Positions, TailDirectory
 from shoal.shard.search import Ranking, Target
 from shoal.table import schema
 from shoal.table.table import PassageTable
+from shoal.v1.search_pb2 import Hit
 
 _US_PER_S: Final = 1_000_000
 _DOCUMENT_COLUMNS: Final = (
@@ -50,17 +51,16 @@ class References:
         self._updated_us: list[int] = records["updated_us"].tolist()
         self._hashes = records["content_hash"].tobytes()
 
-    def write(self, at: int, passage: Passage) -> None:
+    def write(self, at: int, hit: Hit) -> None:
         """Write one of them into a message."""
         width = schema.CONTENT_HASH_BYTES
-        passage.row_id = self.row_ids[at]
-        passage.document_id = self.document_ids[at]
-        passage.ordinal = self._ordinals[at]
-        passage.content_hash = self._hashes[at * width : (at + 1) * width]
-        span = passage.span
+        hit.document_id = self.document_ids[at]
+        hit.passage = self._ordinals[at]
+        hit.content_hash = self._hashes[at * width : (at + 1) * width]
+        span = hit.span
         span.start = self._starts[at]
         span.end = self._ends[at]
-        _write_time(self._updated_us[at], passage.update_time)
+        _write_time(self._updated_us[at], hit.update_time)
 
 
 def _write_time(time_us: int, timestamp: Timestamp) -> None:
@@ -78,15 +78,15 @@ class Content:
     metadata: list[str]
     places: dict[int, int]
 
-    def write(self, row_id: int, passage: Passage) -> bool:
+    def write(self, row_id: int, hit: Hit) -> bool:
         """Write a row's content into a message; False if the table does not have the row."""
         place = self.places.get(row_id)
         if place is None:
             return False
-        passage.title = self.titles[place]
-        passage.text = self.texts[place]
+        hit.title = self.titles[place]
+        hit.text = self.texts[place]
         if self.metadata[place]:
-            write_metadata(self.metadata[place], passage.metadata)
+            write_metadata(self.metadata[place], hit.metadata)
         return True
 
 
@@ -130,7 +130,7 @@ def write_references(
     ranking: Ranking,
     results: Sequence[tuple[int, CandidateList]],
 ) -> None:
-    """Add the passages of some queries, given by their index in the ranking, to their lists."""
+    """Add the hits of some queries, given by their index in the ranking, to their lists."""
     lengths = [len(result.row_ids) // UINT64.itemsize for _, result in results]
     if not any(lengths):
         return
@@ -140,17 +140,15 @@ def write_references(
     positions = np.concatenate(
         [ranking.positions[at, :n] for (at, _), n in zip(results, lengths, strict=True)]
     )
-    passages = [
-        result.passages.add()
-        for (_, result), n in zip(results, lengths, strict=True)
-        for _ in range(n)
+    hits = [
+        result.hits.add() for (_, result), n in zip(results, lengths, strict=True) for _ in range(n)
     ]
     for part in np.unique(parts).tolist():
         here = np.flatnonzero(parts == part)
         directory = targets[part // 2].directory(part % 2 == 1)
         references = References(directory, positions[here])
         for number, at in enumerate(here.tolist()):
-            references.write(number, passages[at])
+            references.write(number, hits[at])
 
 
 def read_documents(

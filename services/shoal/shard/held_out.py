@@ -27,11 +27,11 @@ _SAME_SCORE: Final = 1e-6
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Passages that were held out."""
+    """What is searched for: passages that were held out, or questions."""
 
     # float32 [n, dimension], unit length.
     vectors: NDArray[np.float32]
-    # uint64 [n]
+    # Rows of the passages, uint64 [n]; [0] if they are questions, which are in no table.
     row_ids: NDArray[np.uint64]
 
     def first(self, count: int) -> HeldOut:

@@ -44,8 +44,6 @@ from shoal.v1.errors_pb2 import Reason
 
 # Part of a call's budget that it may wait for a version: the rest is for its work and the way back.
 _WAIT_SHARE: Final = 0.8
-# Passages that the event loop may write itself: a thread's turn costs as much as about a hundred.
-_MAX_FILLED_ON_LOOP: Final = 256
 # Calls that read from the table at once: reading waits for the disk, not for a core.
 _READING_THREADS: Final = 4
 
@@ -128,15 +126,17 @@ class ShardService(ShardServiceServicer):
             targets = _targets(layout, shards)
             searched = answer.Searching(targets, layout, queries, list(request.top_k))
             blocks = searched.blocks(self._settings.threads)
-            found = await asyncio.gather(
-                *(self._search(partial(searched.run, block), deadline) for block in blocks)
-            )
-            respond = partial(answer.respond, shards, searched, found, request.fill)
-            filled_count = answer.filled_count(request.top_k, request.fill)
-            if filled_count > _MAX_FILLED_ON_LOOP:
-                response = await self._search(respond, deadline)
+            respond = partial(answer.respond, shards, searched, fills=request.fill)
+            # One turn of a thread, where one will do: each more costs as much as ten passages.
+            if len(blocks) == 1:
+                response = await self._search(
+                    lambda: respond(found=[searched.run(blocks[0])]), deadline
+                )
             else:
-                response = respond()
+                found = await asyncio.gather(
+                    *(self._search(partial(searched.run, block), deadline) for block in blocks)
+                )
+                response = await self._search(partial(respond, found=found), deadline)
             wanted = answer.rows_wanted(response, request.fill)
             if wanted:
                 table = _table(follower)
