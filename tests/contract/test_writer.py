@@ -15,7 +15,7 @@ from shoal.internal.v1.encoder_pb2_grpc import (
     EncoderServiceServicer,
     add_EncoderServiceServicer_to_server,
 )
-from shoal.internal.v1.topology_pb2 import Topology
+from shoal.internal.v1.topology_pb2 import IndexPlacement, Layout, Topology
 from shoal.internal.v1.writer_pb2_grpc import WriterServiceStub
 from shoal.rpc.arrays import pack_vectors
 from shoal.rpc.channels import open_channel
@@ -26,8 +26,12 @@ from shoal.table import DataRootInUseError, PassageTable, present_rows, table_sc
 from shoal.v1.cluster_pb2 import Instance, Role
 from shoal.v1.documents_pb2 import Document, UpsertDocumentsRequest
 from shoal.v1.errors_pb2 import Reason
+from shoal.v1.indexes_pb2 import IndexVersion, IndexVersionState
 from shoal.writer.config import WriterSettings
 from shoal.writer.server import WriterService
+
+READY = IndexVersionState.INDEX_VERSION_STATE_READY
+FAILED = IndexVersionState.INDEX_VERSION_STATE_FAILED
 
 DIMENSION = 4
 
@@ -416,23 +420,74 @@ async def test_a_stream_into_a_dropped_index_ends(writer):
         await call.read()
 
 
-async def test_versions_are_published_one_after_another(writer):
+async def test_versions_are_entered_promoted_and_dropped(writer):
     entry = await writer.create()
 
-    async def publish(version, uri="somewhere", uid=entry.uid):
-        request = pb.PublishIndexVersionRequest(uid=uid, index_version=version, codebook_uri=uri)
-        return (await writer.stub.PublishIndexVersion(request)).entry
+    async def begin(promote=False):
+        return await writer.stub.BeginVersion(
+            pb.BeginVersionRequest(uid=entry.uid, promote=promote)
+        )
 
-    assert (await publish(1)).index_version == 1
-    assert (await publish(1)).codebook_uri == "somewhere"
+    async def finish(number, state, uid=entry.uid, **fields):
+        version = IndexVersion(number=number, state=state, **fields)
+        uri = "" if state == FAILED else f"{number}/codebook"
+        request = pb.FinishVersionRequest(uid=uid, version=version, codebook_uri=uri)
+        return (await writer.stub.FinishVersion(request)).entry
+
+    async def promote(number, **fields):
+        request = pb.PromoteVersionRequest(name="a", version=number, **fields)
+        return (await writer.stub.PromoteVersion(request)).entry
+
+    begun = await begin(promote=True)
+    assert begun.version == 1
+    assert begun.folder.endswith("versions/1")
+    async with failing(Reason.REASON_BUILD_IN_PROGRESS):
+        await begin()
+    async with failing(Reason.REASON_VERSION_NOT_READY):
+        await promote(1)
+    async with failing(Reason.REASON_INVALID_FIELD, "version.state"):
+        await finish(1, IndexVersionState.INDEX_VERSION_STATE_BUILDING)
+    done = await finish(1, READY, passage_count=7, recall=0.97)
+    assert (done.index_version, done.codebook_uri, done.previous_version) == (1, "1/codebook", 0)
+    (version,) = done.versions
+    assert (version.state, version.passage_count, version.recall) == (READY, 7, 0.97)
+    assert version.finish_time.seconds > 0
+
+    await begin()
+    (_, failed) = (await finish(2, FAILED, message="disk full")).versions
+    assert (failed.state, failed.message) == (FAILED, "disk full")
+    async with failing(Reason.REASON_VERSION_NOT_READY):
+        await promote(2)
+    async with failing(Reason.REASON_VERSION_NOT_FOUND):
+        await promote(9)
     async with failing(Reason.REASON_VERSION_CONFLICT):
-        await publish(1, "elsewhere")
-    async with failing(Reason.REASON_VERSION_CONFLICT):
-        await publish(3)
+        await promote(0, expected_version=5)
+    async with failing(Reason.REASON_VERSION_SERVES):
+        await writer.stub.DropVersion(pb.DropVersionRequest(name="a", version=1))
+    back = await writer.stub.RollBackVersion(pb.RollBackVersionRequest(name="a", from_version=1))
+    assert (back.entry.index_version, back.entry.previous_version) == (0, 1)
+    gone = await writer.stub.DropVersion(pb.DropVersionRequest(name="a", version=1))
+    assert [each.number for each in gone.entry.versions] == [2]
+    assert not gone.entry.HasField("previous_version")
+    async with failing(Reason.REASON_NO_PREVIOUS_VERSION):
+        await writer.stub.RollBackVersion(pb.RollBackVersionRequest(name="a", from_version=0))
     async with failing(Reason.REASON_INDEX_NOT_FOUND):
-        await publish(1, uid="nobody")
-    async with failing(Reason.REASON_INVALID_FIELD, "index_version"):
-        await publish(0)
+        await finish(1, READY, uid="nobody")
+
+
+async def test_a_version_that_still_answers_is_not_dropped(writer):
+    entry = await writer.create()
+    for _ in range(2):
+        begun = await writer.stub.BeginVersion(pb.BeginVersionRequest(uid=entry.uid, promote=True))
+        version = IndexVersion(number=begun.version, state=READY)
+        await writer.stub.FinishVersion(
+            pb.FinishVersionRequest(uid=entry.uid, version=version, codebook_uri="there")
+        )
+    # Version 2 is in force, but its shards are being loaded.
+    index = IndexPlacement(name="a", uid=entry.uid, serving=Layout(index_version=1, shard_count=1))
+    assert not writer.service.follower.accept(Topology(epoch=99, indexes=[index]))
+    async with failing(Reason.REASON_VERSION_SERVES):
+        await writer.stub.DropVersion(pb.DropVersionRequest(name="a", version=1))
 
 
 async def test_a_writer_that_starts_again_goes_on_where_it_was(tmp_path):

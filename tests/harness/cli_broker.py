@@ -52,6 +52,8 @@ class Broker(
         self.lag = 0
         self.writer_is_away = False
         self.kind = search_pb2.SEARCH_KIND_EXACT
+        # What ListIndexVersions says of every index: an answer a call, the last one for ever.
+        self.builds = [self.listed((1, "READY"), (2, "READY"), serving=2, previous=1)]
         # Ranking that every search gets, by text: for judging.
         self.rankings = {}
         # Of indexes that were scaled, by name.
@@ -117,6 +119,56 @@ class Broker(
         self.documents(request.name, context)
         del self.indexes[request.name]
         return indexes_pb2.DropIndexResponse()
+
+    # Versions of indexes
+
+    @staticmethod
+    def listed(*versions, serving=0, previous=None, done=None, message=""):
+        """Versions as ListIndexVersions says them: number and state of each."""
+        found = indexes_pb2.ListIndexVersionsResponse(
+            promoted_version=serving, serving_version=serving, previous_version=previous
+        )
+        for number, state in versions:
+            value = indexes_pb2.IndexVersionState.Value(f"INDEX_VERSION_STATE_{state}")
+            version = found.versions.add(number=number, state=value)
+            version.create_time.FromSeconds(MADE_AT)
+            if state == "READY":
+                version.finish_time.FromSeconds(MADE_AT + 30)
+                version.passage_count, version.document_count = 2, 2
+                version.recall, version.recall_target, version.shard_count = 0.975, 0.95, 2
+                version.size_bytes, version.encoder_model = 1_500_000, ENCODER
+            elif state == "FAILED":
+                version.message = message
+            elif done is not None:
+                version.progress.stage, version.progress.done = "encoding", done
+        return found
+
+    def BuildIndexVersion(self, request, context):
+        self.documents(request.name, context)
+        last = self.builds[0].versions[-1]
+        if last.state != indexes_pb2.INDEX_VERSION_STATE_BUILDING:
+            message = f"version {last.number} of index {request.name!r} is being built"
+            abort(context, Reason.REASON_BUILD_IN_PROGRESS, message)
+        return indexes_pb2.BuildIndexVersionResponse(version=last)
+
+    def ListIndexVersions(self, request, context):
+        self.documents(request.name, context)
+        return self.builds.pop(0) if len(self.builds) > 1 else self.builds[0]
+
+    def PromoteIndexVersion(self, request, context):
+        if request.version not in [0, *(each.number for each in self.builds[0].versions)]:
+            message = f"index {request.name!r} has no version {request.version}"
+            abort(context, Reason.REASON_VERSION_NOT_FOUND, message)
+        return indexes_pb2.PromoteIndexVersionResponse(serving_version=request.version)
+
+    def RollbackIndex(self, request, context):
+        return indexes_pb2.RollbackIndexResponse(promoted_version=1, serving_version=2)
+
+    def DropIndexVersion(self, request, context):
+        if request.version == self.builds[0].serving_version:
+            message = f"version {request.version} of index {request.name!r} serves"
+            abort(context, Reason.REASON_VERSION_SERVES, message)
+        return indexes_pb2.DropIndexVersionResponse()
 
     # Documents
 

@@ -16,17 +16,18 @@ from shoal.cluster.config import ClusterConfig, IndexScale, Scale
 from shoal.cluster.controller import (
     DRAIN_S,
     HUNG_S,
+    Abandon,
+    BuildFirst,
     Create,
     Memory,
     Observed,
     Remove,
     Restart,
     Seen,
-    Train,
     plan,
     problems,
 )
-from shoal.cluster.index_plan import RETRY_S, SETTLED_S, Growth, Training, training_due
+from shoal.cluster.index_plan import RETRY_S, SETTLED_S, Building, Growth, build_due
 from shoal.cluster.lag import ShardLag
 from shoal.cluster.placement import place, wanted_instances
 from shoal.internal.v1.shard_pb2 import LayoutKey, ShardState
@@ -34,6 +35,7 @@ from shoal.internal.v1.topology_pb2 import Layout, PublishTopologyResponse, Topo
 from shoal.internal.v1.writer_pb2 import CatalogEntry
 from shoal.v1.cluster_pb2 import Role
 from shoal.v1.cluster_pb2 import Scale as ScaleMessage
+from shoal.v1.indexes_pb2 import IndexVersion, IndexVersionState
 
 STEP_S = 0.5
 
@@ -45,17 +47,18 @@ class World:
         self.config = ClusterConfig()
         self.memory = Memory(scale)
         self.catalogue: list[CatalogEntry] = []
-        self.training: dict[str, Training] = {}
+        self.building: dict[str, Building] = {}
         self.instances: dict[str, Seen] = {}
         self.silent: set[str] = set()
         self.now_s = 100.0
         self.random = random.Random(seed)
-        self.trained: list[str] = []
+        self.built: list[str] = []
+        self.abandoned: list[tuple[str, int]] = []
         self.removed: list[str] = []
         self.restarted: list[str] = []
 
     def observed(self) -> Observed:
-        return Observed(dict(self.instances), list(self.catalogue), dict(self.training))
+        return Observed(dict(self.instances), list(self.catalogue), dict(self.building))
 
     def step(self) -> None:
         self.now_s += STEP_S
@@ -72,9 +75,12 @@ class World:
                     self.restarted.append(id_)
                     self.silent.discard(id_)
                     self.instances[id_] = replace(self.instances[id_], placed_s=self.now_s)
-                case Train(entry=entry):
-                    self.trained.append(entry.name)
-                    self.training[entry.uid] = Training()
+                case BuildFirst(entry=entry):
+                    self.built.append(entry.name)
+                    self.building[entry.uid] = Building()
+                case Abandon(entry=entry, index_version=number):
+                    self.abandoned.append((entry.name, number))
+                    self.building[entry.uid] = Building()
         for id_, seen in self.instances.items():
             if id_ in self.silent or self.random.random() < 0.2:
                 continue
@@ -91,7 +97,7 @@ class World:
     def _answer(self, seen: Seen) -> PublishTopologyResponse:
         answer = PublishTopologyResponse(epoch=self.memory.topology.epoch, pid=7)
         for index in self.memory.topology.indexes:
-            for layout in (index.serving, index.preparing):
+            for layout in (index.serving, index.preparing, index.standby):
                 for placement in layout.placements:
                     if placement.shard_server == seen.id:
                         answer.shards.extend(_ready(index.uid, layout, placement.shards))
@@ -118,13 +124,22 @@ def _ready(uid: str, layout: Layout, shards: list[int]) -> list[ShardState]:
     return [ShardState(layout=key, shard=shard, ready=True) for shard in shards]
 
 
-def _entry(name: str = "docs", rows: int = 10, version: int = 0) -> CatalogEntry:
+def _entry(
+    name: str = "docs",
+    rows: int = 10,
+    version: int = 0,
+    previous: int | None = None,
+    versions: tuple[tuple[int, IndexVersionState.ValueType], ...] = (),
+) -> CatalogEntry:
     return CatalogEntry(
         name=name,
         uid=f"{name}-uid",
         table_uri=f"/data/{name}",
         row_count=rows,
         index_version=version,
+        codebook_uri=f"/data/{name}/{version}" if version else "",
+        previous_version=previous,
+        versions=[IndexVersion(number=number, state=state) for number, state in versions],
     )
 
 
@@ -274,11 +289,11 @@ def test_a_broker_that_has_not_heard_keeps_an_instance_from_being_removed() -> N
     assert "encoder-1" in world.instances
 
 
-def test_a_trained_index_is_prepared_beside_the_one_that_serves() -> None:
+def test_a_built_index_is_prepared_beside_the_one_that_serves() -> None:
     world = World(Scale())
     world.catalogue = [_entry(rows=50_000)]
     world.run(int(SETTLED_S / STEP_S) + 4)
-    assert world.trained == ["docs"]
+    assert world.built == ["docs"]
     world.catalogue = [_entry(rows=50_000, version=1)]
     world.step()
     (index,) = world.memory.topology.indexes
@@ -287,6 +302,101 @@ def test_a_trained_index_is_prepared_beside_the_one_that_serves() -> None:
     (index,) = world.memory.topology.indexes
     assert index.serving.index_version == 1
     assert not index.HasField("preparing")
+
+
+def _versions(world: World) -> tuple[int, int | None, int | None]:
+    """What serves, what is being prepared, and what stands by."""
+    (index,) = world.memory.topology.indexes
+    return (
+        index.serving.index_version,
+        index.preparing.index_version if index.HasField("preparing") else None,
+        index.standby.index_version if index.HasField("standby") else None,
+    )
+
+
+def test_a_version_that_was_replaced_stands_by_and_rolling_back_takes_one_step() -> None:
+    world = World(Scale(shards=2, replicas=2))
+    world.catalogue = [_entry(version=1)]
+    world.run(12)
+    world.catalogue = [_entry(version=2, previous=1)]
+    world.run(12)
+    assert _versions(world) == (2, None, 1)
+    epoch = world.memory.topology.epoch
+    world.catalogue = [_entry(version=1, previous=2)]
+    world.step()
+    assert _versions(world) == (1, None, 2)
+    assert world.memory.topology.epoch == epoch + 1
+
+
+def test_a_version_stands_by_for_so_long_and_no_longer() -> None:
+    world = World(Scale())
+    world.config = ClusterConfig(standby_s=60)
+    world.catalogue = [_entry(version=1)]
+    world.run(12)
+    world.catalogue = [_entry(version=2, previous=1)]
+    world.run(12)
+    assert _versions(world) == (2, None, 1)
+    world.run(int(60 / STEP_S))
+    assert _versions(world) == (2, None, None)
+    world.run(20)
+    assert _versions(world) == (2, None, None)
+    world.config = ClusterConfig(standby_s=0)
+    world.catalogue = [_entry(version=1, previous=2)]
+    world.run(12)
+    assert _versions(world) == (1, None, None)
+
+
+def test_a_version_that_is_dropped_or_superseded_stands_by_no_more() -> None:
+    world = World(Scale())
+    world.catalogue = [_entry(version=1)]
+    world.run(12)
+    world.catalogue = [_entry(version=2, previous=1)]
+    world.run(12)
+    world.catalogue = [_entry(version=2)]  # Version 1 was dropped.
+    world.run(1)
+    assert _versions(world) == (2, None, None)
+    world.catalogue = [_entry(version=3, previous=2)]
+    world.run(12)
+    assert _versions(world) == (3, None, 2)
+    world.catalogue = [_entry(version=4, previous=3)]
+    world.step()
+    assert _versions(world) == (3, 4, None)
+
+
+def test_what_stands_by_follows_the_number_of_shards_after_what_serves() -> None:
+    world = World(Scale(shards=2))
+    world.catalogue = [_entry(version=1)]
+    world.run(12)
+    world.catalogue = [_entry(version=2, previous=1)]
+    world.run(12)
+    world.memory = replace(world.memory, scale=Scale(shards=4))
+    world.step()
+    (index,) = world.memory.topology.indexes
+    assert (index.preparing.shard_count, index.standby.shard_count) == (4, 2)
+    world.run(12)
+    (index,) = world.memory.topology.indexes
+    assert (index.serving.shard_count, index.standby.shard_count) == (4, 4)
+    assert _versions(world) == (2, None, 1)
+
+
+def test_a_build_that_an_earlier_life_began_is_given_up_once() -> None:
+    world = World(Scale())
+    building = IndexVersionState.INDEX_VERSION_STATE_BUILDING
+    world.catalogue = [_entry(versions=((4, building),))]
+    world.run(5)
+    assert world.abandoned == [("docs", 4)]
+    world.building = {"docs-uid": Building(failed_s=1.0)}
+    world.run(1)
+    assert world.abandoned == [("docs", 4)] * 2
+
+
+def test_an_index_with_a_version_is_not_built_by_itself() -> None:
+    growth = Growth(90_000, 0.0)
+    ready = IndexVersionState.INDEX_VERSION_STATE_READY
+    failed = IndexVersionState.INDEX_VERSION_STATE_FAILED
+    assert not build_due(_entry(rows=90_000, versions=((1, ready),)), growth, None, 20_000, 99.0)
+    assert not build_due(_entry(rows=90_000, version=2), growth, None, 20_000, 99.0)
+    assert build_due(_entry(rows=90_000, versions=((1, failed),)), growth, None, 20_000, 99.0)
 
 
 def test_while_the_writer_is_away_the_indexes_stay() -> None:
@@ -298,24 +408,24 @@ def test_while_the_writer_is_away_the_indexes_stay() -> None:
     assert list(memory.topology.indexes) == list(world.memory.topology.indexes)
 
 
-def test_an_index_that_grows_is_not_trained_until_it_settles() -> None:
+def test_an_index_that_grows_is_not_built_until_it_settles() -> None:
     growth = Growth(0, 0.0)
     for second in range(100):
         entry = _entry(rows=30_000 + 1_000 * second)
         growth = growth.seen(entry.row_count, float(second))
-        assert not training_due(entry, growth, None, 20_000, float(second))
-    assert training_due(entry, growth, None, 20_000, 99.0 + SETTLED_S)
+        assert not build_due(entry, growth, None, 20_000, float(second))
+    assert build_due(entry, growth, None, 20_000, 99.0 + SETTLED_S)
 
 
-def test_an_index_that_never_settles_is_trained_all_the_same() -> None:
-    assert training_due(_entry(rows=200_000), Growth(200_000, 10.0), None, 20_000, 10.0)
+def test_an_index_that_never_settles_is_built_all_the_same() -> None:
+    assert build_due(_entry(rows=200_000), Growth(200_000, 10.0), None, 20_000, 10.0)
 
 
-def test_a_failed_training_is_tried_again_later() -> None:
-    entry, growth, failed = _entry(rows=30_000), Growth(30_000, 0.0), Training(50.0, "disk full")
-    assert not training_due(entry, growth, failed, 20_000, 50.0 + RETRY_S / 2)
-    assert training_due(entry, growth, failed, 20_000, 50.0 + RETRY_S)
-    assert not training_due(entry, growth, Training(), 20_000, 500.0)
+def test_a_failed_build_is_tried_again_later() -> None:
+    entry, growth, failed = _entry(rows=30_000), Growth(30_000, 0.0), Building(50.0, "disk full")
+    assert not build_due(entry, growth, failed, 20_000, 50.0 + RETRY_S / 2)
+    assert build_due(entry, growth, failed, 20_000, 50.0 + RETRY_S)
+    assert not build_due(entry, growth, Building(), 20_000, 500.0)
 
 
 @given(st.integers(1, 64), st.integers(1, 4), st.integers(1, 16))

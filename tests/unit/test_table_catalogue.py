@@ -1,9 +1,11 @@
 """Does the catalogue survive crashes and damage, and is it held by one writer?"""
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from shoal.table import (
@@ -14,14 +16,23 @@ from shoal.table import (
     IndexNotFoundError,
     PassageTable,
     StorageFullError,
-    VersionConflictError,
 )
+from shoal.table.manifest import ManifestState, read_manifest
+from shoal.table.versions import VersionRecord, begin, drop, finish
 
 
 def create(catalogue, name="a", request_id="", make_table=PassageTable.create):
     return catalogue.create(
         name, dimension=4, encoder_model="m@1", request_id=request_id, make_table=make_table
     )
+
+
+def build(catalogue, uid, *, promote=False):
+    """A version that was built; returns its number."""
+    entry = catalogue.change_versions(uid, lambda each: begin(each, now_ns=7, promote=promote))
+    ready = VersionRecord(entry.last_version, "ready", 0, finish_time_ns=9, codebook_uri="there")
+    catalogue.change_versions(uid, lambda each: finish(each, ready))
+    return entry.last_version
 
 
 @pytest.fixture
@@ -39,7 +50,7 @@ def catalogue(root):
 def test_what_was_entered_is_read_again(root, catalogue):
     entry = create(catalogue)
     create(catalogue, "b")
-    catalogue.publish(entry.uid, 1, "somewhere")
+    build(catalogue, entry.uid, promote=True)
     entries = catalogue.entries()
     catalogue.close()
     again = Catalogue(root)
@@ -64,18 +75,6 @@ def test_an_index_made_again_has_another_identity(root, catalogue):
     with pytest.raises(IndexNotFoundError):
         catalogue.drop("a")
     assert create(catalogue).uid != first.uid
-
-
-def test_versions_follow_one_another(catalogue):
-    uid = create(catalogue).uid
-    first = catalogue.publish(uid, 1, "one")
-    assert catalogue.publish(uid, 1, "one") == first
-    for version, uri in ((1, "other"), (3, "three"), (0, "")):
-        with pytest.raises(VersionConflictError, match="is at version 1"):
-            catalogue.publish(uid, version, uri)
-    assert catalogue.publish(uid, 2, "two").codebook_uri == "two"
-    with pytest.raises(IndexNotFoundError):
-        catalogue.publish("nobody", 1, "one")
 
 
 def test_the_first_model_stays(catalogue):
@@ -174,3 +173,60 @@ def test_a_second_writer_is_refused_and_told_who_holds_the_root(root, catalogue)
     assert f"DataRootInUseError: the writer with process id {os.getpid()} holds" in other.stderr
     catalogue.close()
     Catalogue(root).close()
+
+
+def folders_of(catalogue, entry):
+    return sorted(path.name for path in (catalogue.root / entry.folder / "versions").iterdir())
+
+
+def test_a_version_that_is_dropped_takes_its_files_along(catalogue):
+    entry = create(catalogue)
+    for _ in range(2):
+        number = build(catalogue, entry.uid)
+        Path(catalogue.version_uri(entry, number)).mkdir()
+    catalogue.change_versions(entry.uid, lambda each: drop(each, 1))
+    assert folders_of(catalogue, entry) == ["2"]
+
+
+def test_a_failed_build_leaves_word_and_no_files(catalogue):
+    entry = create(catalogue)
+    catalogue.change_versions(entry.uid, lambda each: begin(each, now_ns=7, promote=False))
+    folder = Path(catalogue.version_uri(entry, 1))
+    (folder / "segments").mkdir(parents=True)
+    (folder / "segments" / "half").write_bytes(b"...")
+    failed = VersionRecord(1, "failed", 0, finish_time_ns=9, message="disk full")
+    (version,) = catalogue.fail_version(entry.uid, failed).versions
+    assert (version.state, version.message, version.create_time_ns) == ("failed", "disk full", 7)
+    assert [path.name for path in folder.iterdir()] == ["manifest.json"]
+    manifest = read_manifest(folder)
+    assert (manifest.state, manifest.message) == (ManifestState.FAILED, "disk full")
+
+
+def test_what_an_orphan_of_a_build_has_left_is_swept_at_the_next_start(root, catalogue):
+    entry = create(catalogue)
+    number = build(catalogue, entry.uid)
+    for name in (str(number), "17"):
+        Path(catalogue.version_uri(entry, number)).with_name(name).mkdir(parents=True)
+    catalogue.close()
+    again = Catalogue(root)
+    assert folders_of(again, entry) == [str(number)]
+    again.close()
+
+
+def test_a_catalogue_of_the_release_before_lists_the_version_that_serves(root, catalogue):
+    entry = create(catalogue)
+    build(catalogue, entry.uid, promote=True)
+    catalogue.close()
+    path = root / "catalogue.json"
+    stored = json.loads(path.read_text())
+    del stored["sha256"]
+    for each in stored["entries"]:
+        for new in ("versions", "previous_version", "last_version"):
+            del each[new]
+    digest = hashlib.sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps({"sha256": digest, **stored}))
+    again = Catalogue(root)
+    (entry,) = again.entries()
+    assert (entry.index_version, entry.last_version) == (1, 1)
+    assert [(each.number, each.state) for each in entry.versions] == [(1, "ready")]
+    again.close()

@@ -1,17 +1,23 @@
-"""Commands about indexes: create, list, describe, drop."""
+"""Commands about indexes: create, list, describe, drop, and those of their versions."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from shoal.cli import versions
 from shoal.cli.options import AsJson, Endpoint, IndexName, Timeout, connected
 from shoal.cli.output import CliError, print_json, print_message, print_table, say
 
 if TYPE_CHECKING:
     from shoal.v1.indexes_pb2 import DescribeIndexResponse, Index
 
-app = typer.Typer(help="Make, list, describe and drop indexes.", no_args_is_help=True)
+app = typer.Typer(help="Make, list, describe, build and drop indexes.", no_args_is_help=True)
+app.command("build")(versions.build)
+app.command("versions")(versions.versions)
+app.command("promote")(versions.promote)
+app.command("rollback")(versions.rollback)
+app.command("drop-version")(versions.drop_version)
 
 COLUMNS = ("index", "state", "documents", "passages", "shards", "search", "table version", "model")
 NUMBERS = ("documents", "passages", "shards", "table version")
@@ -98,7 +104,9 @@ def _print_description(found: DescribeIndexResponse) -> None:
 
     index = found.index
     print_indexes([index])
-    version = f"index version {index.index_version}" if index.index_version else "no codebook yet"
+    version = f"index version {index.index_version}" if index.index_version else "exact search"
+    if index.HasField("standby_version"):
+        version += f" (version {index.standby_version} stands by)"
     say(
         f"uid {index.uid}  {index.dimension} dimensions  {version}  "
         f"made {index.create_time.ToJsonString()}",

@@ -56,6 +56,9 @@ _REMEDIES: Final = {
     "SHARD_UNAVAILABLE": "it is restarted by itself: try again, or look at `shoal status`",
     "CONTROLLER_UNAVAILABLE": "it is restarted by itself: try again",
     "NOT_READY": "try again in a moment, or look at `shoal status`",
+    "VERSION_NOT_FOUND": "`shoal index versions INDEX` lists them",
+    "BUILD_IN_PROGRESS": "`shoal index versions INDEX` says how far it is",
+    "VERSION_SERVES": "`shoal index promote INDEX VERSION` does it",
     "STORAGE_FULL": "make room where the data is; nothing that was acknowledged is lost",
     "INTERNAL": "this is a bug of Shoal's: the log in the folder that `shoal status` names says "
     "more",

@@ -24,6 +24,7 @@ from typing import Any, Final
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from shoal.cluster import local
+from shoal.cluster.builds import Step, StepFailedError
 from shoal.cluster.config import ClusterConfig
 from shoal.cluster.controller_server import ControllerService
 from shoal.cluster.hosting import InstanceDiedError, InstanceSpec, Placed, PortFile, build_host
@@ -276,17 +277,37 @@ class RayCluster:
         """Kill an instance that hangs; Ray starts it again."""
         ray.kill(placed.handle, no_restart=False)
 
-    async def train(self, table_uri: str, folder: str, threads: int) -> None:
-        """Train a codebook in a task on some machine; returns when it is in `folder`."""
-        task = ray.remote(_train_codebook).options(num_cpus=0, max_retries=2)
-        await asyncio.wrap_future(task.remote(table_uri, folder, threads).future())
+    async def run_step(self, step: Step, *arguments: Any) -> Any:
+        """Run a step of a build in a task on some machine; twice more if its process dies.
+
+        Raises StepFailedError.
+        """
+        task = ray.remote(_run_step).options(
+            num_cpus=0, max_retries=2, scheduling_strategy="SPREAD"
+        )
+        try:
+            result, failure = await asyncio.wrap_future(task.remote(step, *arguments).future())
+        except ray.exceptions.RayError as error:
+            raise StepFailedError(
+                f"the process of step {step} died: {_first_cause(error)}"
+            ) from error
+        if failure:
+            raise StepFailedError(failure)
+        return result
 
 
-def _train_codebook(table_uri: str, folder: str, threads: int) -> None:
-    from shoal.shard.codebook import train_codebook
+def _run_step(step: Step, *arguments: Any) -> tuple[Any, str]:
+    """Run a function of `shoal.shard.build`; return its result, or why it failed."""
+    from shoal.shard import build
 
-    os.nice(10)  # Queries go first.
-    train_codebook(table_uri, folder, threads=threads)
+    _log_to_stderr()
+    _bound_lance_threads()
+    os.nice(max(0, 10 - os.nice(0)))  # Queries go first. The process may have run steps before.
+    try:
+        return getattr(build, step)(*arguments), ""
+    except Exception as error:  # noqa: BLE001  # whatever it was, the operator is told
+        _log.exception("step %s of a build failed", step)
+        return None, build.explain(error)
 
 
 def _first_cause(error: BaseException) -> str:

@@ -122,6 +122,16 @@ class Placements(_Frozen):
     writer: Placement = Placement()
 
 
+class BuildLimits(_Frozen):
+    """What building versions of indexes may take. All of it runs at a low priority."""
+
+    threads: int = Field(default=2, ge=1, le=256)
+    """Processor threads of a step that runs alone: training, verification."""
+    encode_tasks: int = Field(default=2, ge=1, le=1024)
+    """Segments that are encoded at once, by one thread each, on whichever machines Ray chooses.
+    Each holds one segment in memory. With several machines: about the cores that may be spared."""
+
+
 class ClusterConfig(_Frozen):
     """A declared cluster."""
 
@@ -155,6 +165,11 @@ class ClusterConfig(_Frozen):
     train_at_passages: int = Field(default=20_000, ge=1_000)
     """Passages from which an index gets a codebook and is searched by IVF-PQ instead of exactly.
     Below about twenty thousand, exact search is as fast and loses nothing."""
+    build: BuildLimits = BuildLimits()
+    """What building versions of indexes may take."""
+    standby_s: float = Field(default=600.0, ge=0)
+    """Seconds for which a version that was replaced is kept loaded, so that a rollback to it takes
+    less than one. It costs the memory of a second version; 0: none."""
 
 
 def home_folder(given: Path | None = None) -> Path:

@@ -14,7 +14,15 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from shoal.cluster.config import ClusterConfig, IndexScale, Scale
-from shoal.cluster.index_plan import Growth, Training, plan_index, serves, training_due
+from shoal.cluster.index_plan import (
+    Building,
+    Growth,
+    Standby,
+    build_due,
+    interrupted_build,
+    plan_index,
+    serves,
+)
 from shoal.cluster.placement import wanted_instances
 from shoal.internal.v1.topology_pb2 import IndexPlacement, PublishTopologyResponse, Topology
 from shoal.internal.v1.writer_pb2 import CatalogEntry
@@ -59,8 +67,8 @@ class Observed:
     """Every instance that was placed and not removed, by id."""
     catalogue: Sequence[CatalogEntry] | None
     """The writer's catalogue; None while it was never read."""
-    training: Mapping[str, Training] = field(default_factory=dict)
-    """Codebooks being trained, or that failed, by the index's uid."""
+    building: Mapping[str, Building] = field(default_factory=dict)
+    """Versions being built, or that failed, by the index's uid."""
     controller: Instance = field(default_factory=Instance)
     """The controller's own entry."""
 
@@ -77,6 +85,8 @@ class Memory:
     """When each instance that is to go left the topology's service."""
     growth: Mapping[str, Growth] = field(default_factory=dict)
     """How each index has grown, by uid."""
+    standby: Mapping[str, Standby] = field(default_factory=dict)
+    """Which version of an index stands by, and since when, by uid."""
     planned_s: float = 0.0
     """When the step before this one was."""
     awake_s: float = 0.0
@@ -112,13 +122,21 @@ class Restart:
 
 
 @dataclass(frozen=True)
-class Train:
-    """Train a codebook and publish it as the index's next version."""
+class BuildFirst:
+    """Build the first version of an index, and promote it."""
 
     entry: CatalogEntry
 
 
-Action = Create | Remove | Restart | Train
+@dataclass(frozen=True)
+class Abandon:
+    """Say of a build that it failed: nobody is at it any more."""
+
+    entry: CatalogEntry
+    index_version: int
+
+
+Action = Create | Remove | Restart | BuildFirst | Abandon
 
 
 def plan(
@@ -143,23 +161,14 @@ def plan(
         for seen in observed.instances.values()
         if _hangs(seen, memory.awake_s, now_s)
     ]
-    actions += [
-        Train(entry)
-        for entry in observed.catalogue or ()
-        if training_due(
-            entry,
-            growth[entry.uid],
-            observed.training.get(entry.uid),
-            config.train_at_passages,
-            now_s,
-        )
-    ]
+    actions += _plan_builds(config, observed, growth, now_s)
     topology = _assemble(config, memory, observed, indexes, draining, now_s)
     memory = replace(
         memory,
         topology=topology,
         draining=draining,
         growth=growth,
+        standby=_watch_standby(memory, topology, now_s),
         index_scales=_kept(memory, observed),
     )
     return memory, actions
@@ -232,10 +241,48 @@ def _plan_indexes(
         return list(memory.topology.indexes)
     before = {index.uid: index for index in memory.topology.indexes}
     answers = ready_answers(observed, now_s)
-    return [
-        plan_index(entry, before.get(entry.uid), memory.scale_of(entry.uid), answers)
-        for entry in observed.catalogue
-    ]
+    plans = []
+    for entry in observed.catalogue:
+
+        def keeps_standby(version: int, uid: str = entry.uid) -> bool:
+            stands = memory.standby.get(uid)
+            if stands is None or stands.index_version != version:
+                return config.standby_s > 0
+            return now_s - stands.since_s < config.standby_s
+
+        plans.append(
+            plan_index(
+                entry, before.get(entry.uid), memory.scale_of(entry.uid), answers, keeps_standby
+            )
+        )
+    return plans
+
+
+def _plan_builds(
+    config: ClusterConfig, observed: Observed, growth: Mapping[str, Growth], now_s: float
+) -> list[Action]:
+    actions: list[Action] = []
+    for entry in observed.catalogue or ():
+        building = observed.building.get(entry.uid)
+        if build_due(entry, growth[entry.uid], building, config.train_at_passages, now_s):
+            actions.append(BuildFirst(entry))
+        interrupted = interrupted_build(entry, building)
+        if interrupted is not None:
+            actions.append(Abandon(entry, interrupted))
+    return actions
+
+
+def _watch_standby(memory: Memory, topology: Topology, now_s: float) -> dict[str, Standby]:
+    """Say since when each version that stands by has done so."""
+    standby = {}
+    for index in topology.indexes:
+        if index.HasField("standby"):
+            version = index.standby.index_version
+            before = memory.standby.get(index.uid)
+            if before is None or before.index_version != version:
+                before = Standby(version, now_s)
+            standby[index.uid] = before
+    return standby
 
 
 def _kept(memory: Memory, observed: Observed) -> Mapping[str, IndexScale]:

@@ -14,37 +14,40 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import grpc
+from shoal.cluster.builds import Builds, StepRunner, not_ready, require_running
 from shoal.cluster.config import ClusterConfig, IndexScale, Scale
 from shoal.cluster.controller import (
+    Abandon,
     Action,
+    BuildFirst,
     Create,
     Memory,
     Observed,
     Remove,
     Restart,
     Seen,
-    Train,
     plan,
     problems,
 )
 from shoal.cluster.hosting import InstanceSpec, Placed, instance_spec
-from shoal.cluster.index_plan import Training
 from shoal.cluster.lag import ShardLag
 from shoal.cluster.minder import Minder
 from shoal.cluster.placement import WRITER
 from shoal.cluster.roles import resources_for, role_of
 from shoal.cluster.state_file import StateFile
-from shoal.internal.v1.topology_pb2 import Topology
-from shoal.internal.v1.writer_pb2 import (
-    CatalogEntry,
-    ListTablesRequest,
-    PublishIndexVersionRequest,
-)
+from shoal.internal.v1.topology_pb2 import Build, Topology
+from shoal.internal.v1.writer_pb2 import CatalogEntry, ListTablesRequest
 from shoal.internal.v1.writer_pb2_grpc import WriterServiceStub
+from shoal.rpc.errors import ServiceError
 from shoal.v1.cluster_pb2 import Instance, InstanceState, Role
+from shoal.v1.errors_pb2 import Reason
+from shoal.v1.indexes_pb2 import IndexVersion
+
+if TYPE_CHECKING:
+    from shoal.internal.v1.writer_pb2_grpc import WriterServiceAsyncStub
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +57,7 @@ CATALOGUE_TIMEOUT_S: Final = 1.0
 CREATE_RETRY_S: Final = 5.0
 
 
-class Platform(Protocol):
+class Platform(StepRunner, Protocol):
     """What the loop needs of Ray; blocking calls run in a thread."""
 
     def create(self, spec: InstanceSpec, resources: dict[str, float]) -> Placed:
@@ -81,10 +84,6 @@ class Platform(Protocol):
         """Kill it; it comes back."""
         ...
 
-    async def train(self, table_uri: str, folder: str, threads: int) -> None:
-        """Train a codebook."""
-        ...
-
 
 class ControllerLoop:
     """The controller's state, and the tasks that move it."""
@@ -107,7 +106,9 @@ class ControllerLoop:
             self._memory.topology.epoch = time.time_ns() // 1_000_000
         self._minders: dict[str, Minder] = {}
         self._catalogue: list[CatalogEntry] | None = None
-        self._training: dict[str, Training] = {}
+        self._builds = Builds(
+            config.build, platform, self._writer, clock=clock, on_entry=self._take_entry
+        )
         self._failed_starts: dict[str, tuple[float, str]] = {}
         self._self = Instance()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -159,6 +160,22 @@ class ControllerLoop:
         """The numbers in force."""
         return self._memory.scale
 
+    async def start_build(self, name: str, *, promote: bool) -> IndexVersion:
+        """Begin to build a version of an index. Raises ServiceError."""
+        await self._read_catalogue()
+        if self._catalogue is None:
+            raise not_ready("the controller has not read the catalogue yet: try again in a moment")
+        for entry in self._catalogue:
+            if entry.name == name:
+                return await self._builds.start(entry, self.scale.shards, promote=promote)
+        raise ServiceError(
+            Reason.REASON_INDEX_NOT_FOUND, f"there is no index {name!r}: create it first"
+        )
+
+    async def builds(self) -> list[Build]:
+        """How far the builds are that run."""
+        return await self._builds.progress()
+
     def introduce(self, instance: Instance) -> None:
         """Say where the controller itself listens."""
         self._self = instance
@@ -180,6 +197,7 @@ class ControllerLoop:
 
     async def close(self) -> None:
         """Stop the tasks. The instances live on."""
+        await self._builds.close()
         for minder in self._minders.values():
             await minder.close()
         for task in list(self._tasks):
@@ -222,9 +240,22 @@ class ControllerLoop:
             _log.debug("the writer's catalogue could not be read: %s", error.details())
             return
         except asyncio.CancelledError:
-            _require_running()  # The writer's channel was closed under the call: it moved.
+            require_running()  # The writer's channel was closed under the call: it moved.
             return
         self._catalogue = list(response.entries)
+
+    def _writer(self) -> WriterServiceAsyncStub:
+        """The writer. Raises ServiceError while there is none."""
+        writer = self._minders.get(WRITER)
+        if writer is None or not writer.seen.address:
+            raise not_ready("the writer has not started yet: try again in a moment")
+        return WriterServiceStub(writer.channel)
+
+    def _take_entry(self, entry: CatalogEntry) -> None:
+        """Take what the writer has said of one index, before the next look at all of them."""
+        if self._catalogue is not None:
+            self._catalogue = [entry if each.uid == entry.uid else each for each in self._catalogue]
+            self._wake.set()
 
     def _observed(self) -> Observed:
         instances = {id_: minder.seen for id_, minder in self._minders.items()}
@@ -236,7 +267,7 @@ class ControllerLoop:
             role = role_of(id_)
             assert role is not None
             instances.setdefault(id_, Seen(id_, role, failed_s, error=error))
-        return Observed(instances, self._catalogue, self._training, self._self)
+        return Observed(instances, self._catalogue, self._builds.seen(), self._self)
 
     def _step(self) -> None:
         for id_, minder in list(self._minders.items()):
@@ -304,9 +335,10 @@ class ControllerLoop:
                 _log.warning("%s hangs and is killed; Ray starts it again", id_)
                 minder.restarting(self._clock())
                 self._spawn(asyncio.to_thread(self._platform.restart, minder.placed))
-            case Train(entry=entry):
-                self._training[entry.uid] = Training()
-                self._spawn(self._train(entry))
+            case BuildFirst(entry=entry):
+                self._builds.start_by_itself(entry, self.scale.shards)
+            case Abandon(entry=entry, index_version=number):
+                self._builds.abandon(entry, number)
 
     def _create(self, action: Create) -> None:
         spec = instance_spec(self._config, action.id, action.role, self._home)
@@ -323,42 +355,10 @@ class ControllerLoop:
         await minder.close()
         await asyncio.to_thread(self._platform.remove, minder.placed)
 
-    async def _train(self, entry: CatalogEntry) -> None:
-        version = entry.index_version + 1
-        folder = f"{entry.table_uri.rstrip('/').rpartition('/')[0]}/versions/{version}"
-        _log.info("a codebook is trained for %s version %d", entry.name, version)
-        try:
-            await self._platform.train(entry.table_uri, folder, threads=2)
-            writer = self._minders[WRITER]
-            await WriterServiceStub(writer.channel).PublishIndexVersion(
-                PublishIndexVersionRequest(
-                    uid=entry.uid, index_version=version, codebook_uri=folder
-                ),
-                timeout=10.0,
-                wait_for_ready=True,
-            )
-        except asyncio.CancelledError:
-            _require_running()
-            self._training[entry.uid] = Training(self._clock(), "the writer moved")
-            return
-        except Exception as error:  # noqa: BLE001  # whatever it was, it is shown and tried again
-            _log.exception("training a codebook for %s failed", entry.name)
-            self._training[entry.uid] = Training(self._clock(), str(error))
-            return
-        _log.info("%s has version %d", entry.name, version)
-        self._training.pop(entry.uid, None)
-
     def _spawn(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _require_running() -> None:
-    """Go on being cancelled if this task was; return if a call in it was, by a closed channel."""
-    task = asyncio.current_task()
-    if task is None or task.cancelling():
-        raise asyncio.CancelledError
 
 
 def own_entry(address: str, pid: int) -> Instance:

@@ -18,8 +18,12 @@ from shoal.internal.v1.topology_pb2 import (
     DESCRIPTOR,
     GetControllerStatusRequest,
     GetControllerStatusResponse,
+    ListBuildsRequest,
+    ListBuildsResponse,
     SetScaleRequest,
     SetScaleResponse,
+    StartBuildRequest,
+    StartBuildResponse,
 )
 from shoal.internal.v1.topology_pb2_grpc import (
     ControllerServiceServicer,
@@ -130,3 +134,14 @@ class ControllerService(ControllerServiceServicer):
         return GetControllerStatusResponse(
             topology=self.loop.topology, whole=not found, problems=found
         )
+
+    async def StartBuild(self, request: StartBuildRequest, context: _Context) -> StartBuildResponse:
+        """Begin to build a version of an index."""
+        del context
+        version = await self.loop.start_build(request.name, promote=request.promote)
+        return StartBuildResponse(version=version)
+
+    async def ListBuilds(self, request: ListBuildsRequest, context: _Context) -> ListBuildsResponse:
+        """Say how far the builds are."""
+        del request, context
+        return ListBuildsResponse(builds=await self.loop.builds())

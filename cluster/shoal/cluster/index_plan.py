@@ -8,12 +8,14 @@
                               serving goes on until all of the new
                               layout is ready; then it is replaced
 
+A version that was replaced stands by for a while: it is kept loaded, and ready to serve again.
+
 Pure functions; the controller calls them for each index in turn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,13 +23,14 @@ from shoal.cluster.config import Scale
 from shoal.cluster.placement import place
 from shoal.internal.v1.topology_pb2 import IndexPlacement, Layout, PublishTopologyResponse
 from shoal.internal.v1.writer_pb2 import CatalogEntry
+from shoal.v1.indexes_pb2 import IndexVersionState
 
-# An index is trained when it has stopped growing, as a codebook fits the data it has seen.
+# A first version is built when an index has stopped growing: a codebook fits the data it has seen.
 SETTLED_S: Final = 5.0
 SETTLED_GROWTH: Final = 1.02
-# One that never stops is trained at this many times the threshold.
+# For one that never stops it is built at this many times the threshold.
 IMPATIENT_FACTOR: Final = 10
-# A failed training is tried again after so long.
+# A build that failed is tried again after so long.
 RETRY_S: Final = 60.0
 
 
@@ -47,28 +50,49 @@ class Growth:
 
 
 @dataclass(frozen=True)
-class Training:
-    """A codebook that is being trained, or failed to be."""
+class Building:
+    """A build of an index that runs, or failed."""
 
     failed_s: float | None = None
     """When it failed; None while it runs."""
     error: str = ""
 
 
-def training_due(
+@dataclass(frozen=True)
+class Standby:
+    """A version that was replaced, and since when it stands by."""
+
+    index_version: int
+    since_s: float
+
+
+def build_due(
     entry: CatalogEntry,
     growth: Growth,
-    training: Training | None,
+    building: Building | None,
     train_at_passages: int,
     now_s: float,
 ) -> bool:
-    """True if the index should get its first codebook now."""
-    if entry.index_version > 0 or entry.row_count < train_at_passages:
+    """True if the index should get its first version now."""
+    ended = (IndexVersionState.INDEX_VERSION_STATE_FAILED,)
+    if entry.index_version > 0 or any(each.state not in ended for each in entry.versions):
         return False
-    if training is not None:
-        return training.failed_s is not None and now_s - training.failed_s >= RETRY_S
+    if entry.row_count < train_at_passages:
+        return False
+    if building is not None:
+        return building.failed_s is not None and now_s - building.failed_s >= RETRY_S
     settled = now_s - growth.since_s >= SETTLED_S
     return settled or entry.row_count >= train_at_passages * IMPATIENT_FACTOR
+
+
+def interrupted_build(entry: CatalogEntry, building: Building | None) -> int | None:
+    """The version of an index that nobody builds any more, although the catalogue says so."""
+    if building is not None and building.failed_s is None:
+        return None
+    for version in entry.versions:
+        if version.state == IndexVersionState.INDEX_VERSION_STATE_BUILDING:
+            return version.number
+    return None
 
 
 def plan_index(
@@ -76,10 +100,12 @@ def plan_index(
     before: IndexPlacement | None,
     scale: Scale,
     answers: Mapping[str, PublishTopologyResponse],
+    keeps_standby: Callable[[int], bool] = lambda version: False,
 ) -> IndexPlacement:
     """Decide an index's layouts.
 
-    answers: the last answers of the instances that are ready, by id.
+    answers: the last answers of the instances that are ready, by id. keeps_standby: whether a
+    version that was replaced may still stand by.
     """
     index = IndexPlacement(
         name=entry.name,
@@ -97,10 +123,30 @@ def plan_index(
         return index
     if before.serving == wanted or _is_ready(wanted, entry.uid, answers):
         index.serving.CopyFrom(wanted)
-        return index
-    index.serving.CopyFrom(before.serving)
-    index.preparing.CopyFrom(wanted)
+    else:
+        index.serving.CopyFrom(before.serving)
+        index.preparing.CopyFrom(wanted)
+    standby = _standby(entry, before, index, scale)
+    if standby is not None and keeps_standby(standby.index_version):
+        index.standby.CopyFrom(standby)
     return index
+
+
+def _standby(
+    entry: CatalogEntry, before: IndexPlacement, now: IndexPlacement, scale: Scale
+) -> Layout | None:
+    """The layout to which a rollback would lead, as long as it is loaded anyhow."""
+    replaced = before.serving
+    if replaced.index_version == now.serving.index_version:
+        if not before.HasField("standby"):
+            return None
+        replaced = before.standby
+    if not entry.HasField("previous_version") or entry.previous_version != replaced.index_version:
+        return None
+    if now.HasField("preparing"):
+        return replaced
+    # It follows the number of shards, but only once the version that serves has done so.
+    return place(scale, index_version=replaced.index_version, codebook_uri=replaced.codebook_uri)
 
 
 def _is_ready(layout: Layout, uid: str, answers: Mapping[str, PublishTopologyResponse]) -> bool:

@@ -33,11 +33,19 @@ from shoal.v1.documents_pb2 import (
 )
 from shoal.v1.documents_pb2_grpc import DocumentServiceStub
 from shoal.v1.indexes_pb2 import (
+    BuildIndexVersionRequest,
     DescribeIndexRequest,
     DescribeIndexResponse,
     DropIndexRequest,
+    DropIndexVersionRequest,
     Index,
+    IndexVersion,
     ListIndexesRequest,
+    ListIndexVersionsRequest,
+    ListIndexVersionsResponse,
+    PromoteIndexVersionRequest,
+    RollbackIndexRequest,
+    RollbackIndexResponse,
 )
 from shoal.v1.indexes_pb2_grpc import IndexServiceStub
 from shoal.v1.search_pb2 import (
@@ -245,6 +253,57 @@ class Client:
     def drop_index(self, name: str, *, timeout_s: float = 30.0) -> None:
         """Drop an index with all its documents. There is no way back."""
         self._call(self._indexes.DropIndex, DropIndexRequest(name=name), timeout_s)
+
+    def build_index_version(
+        self, name: str, *, promote: bool = False, timeout_s: float = 10.0
+    ) -> IndexVersion:
+        """Begin to build a version of an index, beside the one that serves; return it.
+
+        promote: make it serve once it is ready. `index_versions` says how far it is.
+        """
+        request = BuildIndexVersionRequest(name=name, promote=promote)
+        return self._call(self._indexes.BuildIndexVersion, request, timeout_s).version
+
+    def index_versions(
+        self, name: str, *, page_token: str = "", timeout_s: float = 10.0
+    ) -> ListIndexVersionsResponse:
+        """A page of up to 1,000 versions of an index, and which of them serves."""
+        request = ListIndexVersionsRequest(name=name, page_size=1000, page_token=page_token)
+        return self._call(self._indexes.ListIndexVersions, request, timeout_s)
+
+    def promote_index_version(
+        self,
+        name: str,
+        version: int,
+        *,
+        expected_serving_version: int | None = None,
+        timeout_s: float = 30.0,
+    ) -> int:
+        """Make a version serve; return the one that serves, an older one if time was too short.
+
+        version: 0 is exact search. expected_serving_version: only if this one was promoted last.
+        """
+        request = PromoteIndexVersionRequest(
+            name=name, version=version, expected_serving_version=expected_serving_version
+        )
+        response = self._call(self._indexes.PromoteIndexVersion, request, timeout_s)
+        return response.serving_version
+
+    def rollback_index(
+        self,
+        name: str,
+        *,
+        expected_serving_version: int | None = None,
+        timeout_s: float = 30.0,
+    ) -> RollbackIndexResponse:
+        """Make the version serve that did before the last promotion, or rollback."""
+        request = RollbackIndexRequest(name=name, expected_serving_version=expected_serving_version)
+        return self._call(self._indexes.RollbackIndex, request, timeout_s)
+
+    def drop_index_version(self, name: str, version: int, *, timeout_s: float = 10.0) -> None:
+        """Drop a version that does not serve, with its files."""
+        request = DropIndexVersionRequest(name=name, version=version)
+        self._call(self._indexes.DropIndexVersion, request, timeout_s)
 
     def cluster_status(self, *, timeout_s: float = 10.0) -> GetClusterStatusResponse:
         """What runs where, and whether it answers."""

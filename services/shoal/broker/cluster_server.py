@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import grpc
+from shoal.broker.controlling import AWAY, reach_controller
 from shoal.broker.targets import Targets
 from shoal.internal.v1.topology_pb2 import (
     GetControllerStatusRequest,
@@ -24,15 +25,10 @@ from shoal.v1.cluster_pb2 import (
     ScaleClusterResponse,
 )
 from shoal.v1.cluster_pb2_grpc import ClusterServiceServicer
-from shoal.v1.errors_pb2 import Reason
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 STATUS_BUDGET_S: Final = 1.0
-CONTROLLER_SHARE: Final = 0.8
-_AWAY: Final = (
-    "the controller does not answer; it is restarted by itself, and queries go on meanwhile"
-)
 
 
 class ClusterServer(ClusterServiceServicer):
@@ -55,31 +51,18 @@ class ClusterServer(ClusterServiceServicer):
         for instance in topology.instances:
             if self._controllers.get(instance.id) is not None:
                 instance.state = InstanceState.INSTANCE_STATE_UNAVAILABLE
-        return _status(topology, False, [_AWAY])
+        return _status(topology, False, [AWAY])
 
     async def ScaleCluster(
         self, request: ScaleClusterRequest, context: _Context
     ) -> ScaleClusterResponse:
         """Have the controller declare new numbers."""
-        # What is left is for the answer to travel.
-        deadline = Deadline.of(context).share(CONTROLLER_SHARE)
         change = SetScaleRequest(scale=request.scale, index=request.index)
-        try:
-            _, response = await self._controllers.first_to_do(
-                lambda target: target.call(
-                    lambda: ControllerServiceStub(target.channel).SetScale(
-                        change, timeout=deadline.budget_s
-                    )
-                ),
-                deadline,
-            )
-        except (ServiceError, TimeoutError) as error:
-            away = (Reason.REASON_UNSPECIFIED, Reason.REASON_DEADLINE_EXCEEDED)
-            if isinstance(error, ServiceError) and error.reason not in away:
-                raise
-            raise ServiceError(
-                Reason.REASON_CONTROLLER_UNAVAILABLE, f"{_AWAY}: try again"
-            ) from error
+        response = await reach_controller(
+            self._controllers,
+            lambda stub, budget_s: stub.SetScale(change, timeout=budget_s),
+            Deadline.of(context),
+        )
         return ScaleClusterResponse(scale=response.scale)
 
     async def _ask(self, deadline: Deadline) -> GetControllerStatusResponse | None:

@@ -10,6 +10,7 @@ from shoal.broker.probe import Probe
 from shoal.broker.routes import IndexRoute
 from shoal.broker.targets import Targets
 from shoal.broker.validation import DEFAULT_PAGE, MAX_PAGE, check_index_name
+from shoal.broker.versions_server import VersionHandlers
 from shoal.broker.waiting import RoutesBoard
 from shoal.broker.writing import reach_writer
 from shoal.internal.v1.shard_pb2 import ShardState
@@ -41,12 +42,15 @@ from shoal.v1.search_pb2 import SearchKind
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
-class IndexesServer(IndexServiceServicer):
+class IndexesServer(VersionHandlers, IndexServiceServicer):
     """IndexService."""
 
-    def __init__(self, board: RoutesBoard, writers: Targets, probe: Probe) -> None:
+    def __init__(
+        self, board: RoutesBoard, writers: Targets, controllers: Targets, probe: Probe
+    ) -> None:
         """board: where the routes are posted."""
-        self._board, self._writers, self._probe = board, writers, probe
+        self._board, self._probe = board, probe
+        self._writers, self._controllers = writers, controllers
 
     async def CreateIndex(
         self, request: CreateIndexRequest, context: _Context
@@ -191,6 +195,7 @@ class IndexesServer(IndexServiceServicer):
             document_count=sum(each.document_count for each in ready.values()),
             passage_count=sum(each.passage_count for each in ready.values()),
             shard_count=route.shard_count,
+            standby_version=route.standby_version,
         )
 
 

@@ -38,6 +38,8 @@ class IndexRoute:
     shard_count: int
     groups: tuple[ShardGroup, ...]
     """One call to one server of each group covers the index. Empty while it loads."""
+    standby_version: int | None = None
+    """Version that is kept loaded for a rollback; None if there is none."""
 
     @property
     def layout(self) -> LayoutKey:
@@ -118,4 +120,5 @@ def _route_of(index: IndexPlacement) -> IndexRoute:
         index_version=index.serving.index_version,
         shard_count=index.serving.shard_count or index.preparing.shard_count,
         groups=tuple(ShardGroup(shards, tuple(servers)) for shards, servers in groups.items()),
+        standby_version=index.standby.index_version if index.HasField("standby") else None,
     )

@@ -66,6 +66,7 @@ class BrokerService:
         self._targets = {role: Targets(chooser) for role in _ROLES}
         shard_servers = self._targets[Role.ROLE_SHARD_SERVER]
         writers = self._targets[Role.ROLE_WRITER]
+        controllers = self._targets[Role.ROLE_CONTROLLER]
         self._cache = Cache(settings)
         self._probe = Probe(shard_servers, settings.probe_interval_s)
         self._rerankers = RerankStage(self._targets[Role.ROLE_RERANKER], settings.coalesce_count)
@@ -87,11 +88,10 @@ class BrokerService:
             DocumentsServer(self._routes, writers, reader), server
         )
         indexes_pb2_grpc.add_IndexServiceServicer_to_server(
-            IndexesServer(board, writers, self._probe), server
+            IndexesServer(board, writers, controllers, self._probe), server
         )
         cluster_pb2_grpc.add_ClusterServiceServicer_to_server(
-            ClusterServer(lambda: self.follower.topology, self._targets[Role.ROLE_CONTROLLER]),
-            server,
+            ClusterServer(lambda: self.follower.topology, controllers), server
         )
         return [
             service.full_name

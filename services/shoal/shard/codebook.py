@@ -30,6 +30,7 @@ from shoal.shard.codes import (
     save_codebook,
     should_train,
 )
+from shoal.shard.held_out import HeldOut
 from shoal.shard.kernel import faiss
 from shoal.shard.wide_code import WideCode, WideKind
 from shoal.table import schema
@@ -110,12 +111,26 @@ def train_codebook(
     with _threads(threads):
         report("reading vectors", 0.0)
         table = PassageTable.open(table_uri)
-        passage_count, sample = _read_sample(table, seed)
+        passage_count, sample, row_ids = _read_sample(table, seed)
         manifest, template, wide = _train(
             sample, queries, passage_count, recall_target, seed, report
         )
         report("writing the codebook", 1.0)
-        return save_codebook(folder, manifest, template, wide)
+        manifest = save_codebook(folder, manifest, template, wide)
+        _held_out(queries, sample, row_ids, manifest.query_count).save(folder)
+        return manifest
+
+
+def _held_out(
+    queries: NDArray[np.float32] | None,
+    sample: NDArray[np.float32],
+    row_ids: NDArray[np.uint64],
+    count: int,
+) -> HeldOut:
+    """What recall was measured with, to verify segments by."""
+    if queries is not None:  # No passages: none need be left out.
+        return HeldOut(np.ascontiguousarray(queries, dtype=np.float32), row_ids[:0])
+    return HeldOut(sample[:count], row_ids[:count])
 
 
 @contextmanager
@@ -128,8 +143,10 @@ def _threads(count: int) -> Iterator[None]:
         faiss.omp_set_num_threads(before)
 
 
-def _read_sample(table: PassageTable, seed: int) -> tuple[int, NDArray[np.float32]]:
-    """Read how many passages there are, and vectors of some of them, in random order."""
+def _read_sample(
+    table: PassageTable, seed: int
+) -> tuple[int, NDArray[np.float32], NDArray[np.uint64]]:
+    """Read how many passages there are, and vectors of some with their row ids, in random order."""
     columns = (schema.DOCUMENT_ID, schema.SEQUENCE, schema.TOMBSTONE)
     log = pa.Table.from_batches(list(table.scan(columns)))
     row_ids = np.sort(log.column(schema.ROW_ID).to_numpy()[present_mask(log)])
@@ -139,13 +156,15 @@ def _read_sample(table: PassageTable, seed: int) -> tuple[int, NDArray[np.float3
     chosen = np.sort(generator.choice(row_ids, count, replace=False))
     places = generator.permutation(count)
     sample = np.empty((count, table.dimension), dtype=np.float32)
+    sampled_rows = np.empty(count, dtype=np.uint64)
+    sampled_rows[places] = chosen
     for batch in table.scan((), with_vectors=True):
         held = batch.column(schema.ROW_ID).to_numpy()
         at = np.minimum(np.searchsorted(chosen, held), max(0, count - 1))
         wanted = chosen[at] == held
         vectors = batch.column(schema.VECTOR).filter(pa.array(wanted))
         sample[places[at[wanted]]] = vectors_of(vectors, table.dimension)
-    return len(row_ids), sample
+    return len(row_ids), sample, sampled_rows
 
 
 def _train(

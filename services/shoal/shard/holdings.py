@@ -28,7 +28,9 @@ _PATIENT_NICE: Final = 8
 
 
 def plan_for(topology: Topology, instance_id: str) -> dict[str, IndexPlan]:
-    """Read what an instance should hold, by the uid of the index: what serves and what prepares.
+    """Read what an instance should hold, by the uid of the index.
+
+    That is what serves, what is being prepared, and what is kept in case it is to serve again.
 
     instance_id: an empty one holds everything. Raises RefusedTopologyError.
     """
@@ -47,7 +49,7 @@ def plan_for(topology: Topology, instance_id: str) -> dict[str, IndexPlan]:
 
 
 def _layouts(index: IndexPlacement, instance_id: str) -> Iterator[tuple[LayoutId, LayoutPlan]]:
-    for layout in (index.serving, index.preparing):
+    for layout in (index.serving, index.preparing, index.standby):
         shards = frozenset(
             shard
             for placement in layout.placements

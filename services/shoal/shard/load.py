@@ -7,7 +7,7 @@ beside the segments, and all shards of a layout are made in one go.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,6 +22,9 @@ from shoal.table.cursor import EMPTY_CURSOR
 from shoal.table.present import present_rows
 from shoal.table.slots import slot_range
 from shoal.table.table import PassageTable, vectors_of
+
+# Takes row ids, uint64 [n], and their vectors, float32 [n, dimension].
+Observe = Callable[[NDArray[np.uint64], NDArray[np.float32]], None]
 
 
 @dataclass
@@ -38,18 +41,28 @@ class _Part:
 
 
 def build_shards(
-    table: PassageTable, codebook: Codebook | None, shards: Sequence[int], shard_count: int
+    table: PassageTable,
+    codebook: Codebook | None,
+    shards: Sequence[int],
+    shard_count: int,
+    *,
+    observe: Observe = lambda row_ids, vectors: None,
 ) -> dict[int, Main]:
     """Make the main segments of some shards from the table's present version.
 
+    observe: shown what goes into the segments, as it goes.
     Raises TableNotFoundError if that version was cleaned meanwhile: refresh and repeat.
     """
     runs = [slot_range(shard, shard_count) for shard in shards]
-    return dict(zip(shards, build_runs(table, codebook, runs), strict=True))
+    return dict(zip(shards, build_runs(table, codebook, runs, observe=observe), strict=True))
 
 
 def build_runs(
-    table: PassageTable, codebook: Codebook | None, runs: Sequence[tuple[int, int]]
+    table: PassageTable,
+    codebook: Codebook | None,
+    runs: Sequence[tuple[int, int]],
+    *,
+    observe: Observe = lambda row_ids, vectors: None,
 ) -> list[Main]:
     """Make a main segment of each run of slots, from the first to one before the last.
 
@@ -61,7 +74,7 @@ def build_runs(
     parts = _divide(present_rows(batches), codebook, table.dimension, runs)
     for batch in table.scan((), slots=slots, with_vectors=True):
         for part in parts:
-            _take_vectors(part, batch, table.dimension)
+            _take_vectors(part, batch, table.dimension, observe)
     return [Main(*_finish(part), cursor) for part in parts]
 
 
@@ -88,13 +101,15 @@ def _no_rows() -> pa.Table:
     return pa.schema([*fields, pa.field(schema.ROW_ID, pa.uint64())]).empty_table()
 
 
-def _take_vectors(part: _Part, batch: pa.RecordBatch, dimension: int) -> None:
-    places = find_rows(part.row_ids, batch.column(schema.ROW_ID).to_numpy(), part.order)
+def _take_vectors(part: _Part, batch: pa.RecordBatch, dimension: int, observe: Observe) -> None:
+    row_ids = batch.column(schema.ROW_ID).to_numpy()
+    places = find_rows(part.row_ids, row_ids, part.order)
     wanted = places >= 0
     if wanted.any():
-        vectors = batch.column(schema.VECTOR).filter(pa.array(wanted))
-        part.builder.add(vectors_of(vectors, dimension))
+        vectors = vectors_of(batch.column(schema.VECTOR).filter(pa.array(wanted)), dimension)
+        part.builder.add(vectors)
         part.arrived.append(places[wanted])
+        observe(row_ids[wanted], vectors)
 
 
 def _finish(part: _Part) -> tuple[Segment, Directory]:

@@ -2,7 +2,7 @@
 
 In this order, the cheapest first:
 
-1. its own segment, in this instance's folder;
+1. its own segment, in this instance's folder, or else the one that the version was published with;
 2. shards of another division of the same version that this server holds: codes are moved;
 3. segments of that version, of any division, in the index's storage or in other instances' folders;
 4. the table, whose vectors are encoded: only the slots that nothing else has.
@@ -11,7 +11,7 @@ In this order, the cheapest first:
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -19,17 +19,15 @@ from shoal.shard.config import ShardSettings
 from shoal.shard.held import HeldLayout, HeldShard
 from shoal.shard.load import build_runs
 from shoal.shard.move import Piece, Source, assembled, cover
+from shoal.shard.published import Published
 from shoal.shard.shard import Main, Shard
 from shoal.shard.snapshot import SnapshotFolder, layouts_of
-from shoal.table.durability import local_path
 from shoal.table.errors import TableNotFoundError
 from shoal.table.slots import slot_range
 from shoal.table.table import PassageTable
 
 _log = logging.getLogger(__name__)
 
-# Below the folder of an index version, as is kept in `SnapshotFolder`s.
-SEGMENTS: Final = "segments"
 # Times that the table's versions may be cleaned under a load before it is given up for a while.
 _ATTEMPTS: Final = 3
 # A segment that lacks as many rows is not worth catching up from: they come at once.
@@ -95,28 +93,35 @@ class _Maker:
             and each.id.index_version == layout.id.index_version
             and each.codebook_uri == layout.codebook_uri
         ]
+        self._published = Published.of(layout)
 
     def shard_of(self, main: Main) -> Shard:
         return Shard(main, self._layout.dimension, self._settings.fold_at_passages)
 
     def stored(self, held: HeldShard) -> Main | None:
-        """The segment that this instance has stored, if it is good."""
-        folder = own_segments(self._settings, self._layout)
-        if folder is None:
-            return None
+        """The segment of exactly these slots that was stored or published, if it is good."""
 
         def refused(problem: str) -> None:
             held.note = f"{problem}; it is made anew"
 
+        main, published = self._own(held, refused), self._published
+        count = self._layout.id.shard_count
+        if main is None and published is not None and published.shard_count == count:
+            main = published.load(held.number, refused)
+        return main if main is not None and self._suits(main, count) else None
+
+    def _own(self, held: HeldShard, refused: Callable[[str], None]) -> Main | None:
+        folder = own_segments(self._settings, self._layout)
+        if folder is None:
+            return None
         mapped = self._settings.map_segments
-        main = folder.load(
+        return folder.load(
             held.number,
             self._layout.codebook,
             self._layout.dimension,
             mapped=mapped,
             on_refusal=refused,
         )
-        return main if main is not None and self._suits(main, self._layout.id.shard_count) else None
 
     def plan(self, held: HeldShard) -> tuple[list[Piece], list[tuple[int, int]]]:
         """What a shard can be put together of, and the slots that only the table has."""
@@ -139,6 +144,7 @@ class _Maker:
 
     def _remote(self, run: tuple[int, int]) -> Iterator[Source]:
         """Stored segments that overlap with a run of slots, read as they are asked for."""
+        yield from self._published_parts(run)
         key = self._layout.id
         for root in self._roots():
             for count, folder in layouts_of(root, key.index_uid, key.index_version).items():
@@ -154,10 +160,19 @@ class _Maker:
                     if main is not None and self._suits(main, count):
                         yield Source(slots, main)
 
+    def _published_parts(self, run: tuple[int, int]) -> Iterator[Source]:
+        published = self._published
+        if published is None or published.shard_count == self._layout.id.shard_count:
+            return  # That would be the very segment that was not there, or not good.
+        for shard in range(published.shard_count):
+            slots = slot_range(shard, published.shard_count)
+            if max(slots[0], run[0]) >= min(slots[1], run[1]):
+                continue
+            main = published.load(shard, lambda problem: None)
+            if main is not None and self._suits(main, published.shard_count):
+                yield Source(slots, main)
+
     def _roots(self) -> Iterator[Path]:
-        uri = self._layout.codebook_uri
-        if uri and (version := local_path(uri)) is not None:
-            yield Path(version) / SEGMENTS
         own, shared = self._settings.snapshot_dir, self._settings.shared_snapshot_dir
         if own is not None:
             yield own  # Of a division that was served before.

@@ -22,16 +22,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Final
 
-from shoal.table import durability
+from shoal.table import durability, versions
 from shoal.table.errors import (
     CatalogueDamagedError,
     DataRootInUseError,
     IndexExistsError,
     IndexNotFoundError,
     StorageFullError,
-    VersionConflictError,
     storage_errors,
 )
+from shoal.table.manifest import write_failure
+from shoal.table.versions import VersionRecord
 
 _log = logging.getLogger(__name__)
 
@@ -56,9 +57,15 @@ class IndexEntry:
     dimension: int
     create_time_ns: int
     request_id: str = ""
-    # 0 and empty before the first codebook.
+    # The version in force; 0 and empty for exact search.
     index_version: int = 0
     codebook_uri: str = ""
+    # By number.
+    versions: tuple[VersionRecord, ...] = ()
+    # What a rollback puts in force; None if there is nothing.
+    previous_version: int | None = None
+    # Highest number that was ever given to a version.
+    last_version: int = 0
 
 
 class Catalogue:
@@ -106,7 +113,7 @@ class Catalogue:
         return str(self.root / entry.folder / TABLE)
 
     def version_uri(self, entry: IndexEntry, index_version: int) -> str:
-        """Folder for the codebook of a version of an index."""
+        """Folder for the files of a version of an index."""
         return str(self.root / entry.folder / VERSIONS / str(index_version))
 
     def create(
@@ -165,20 +172,52 @@ class Catalogue:
                 return entry
             return self._replace(replace(entry, encoder_model=encoder_model))
 
-    def publish(self, uid: str, index_version: int, codebook_uri: str) -> IndexEntry:
-        """Enter the next version of an index; repeating it changes nothing.
+    def change_versions(self, uid: str, change: versions.Change) -> IndexEntry:
+        """Change an index's versions by a function of `shoal.table.versions`; durable on return.
 
-        Raises IndexNotFoundError; VersionConflictError unless it follows the one in force.
+        Raises IndexNotFoundError, and what the function raises. Files that no version needs any
+        more are removed.
         """
         with self._guard:
+            before = self._by_uid(uid)
+            entry = change(before)
+            if entry != before:
+                gone = {each.number for each in before.versions}
+                gone -= {each.number for each in entry.versions}
+                entry = self._replace(entry)
+                for number in sorted(gone):
+                    self._remove_version(entry, number)
+            return entry
+
+    def fail_version(self, uid: str, ended: VersionRecord) -> IndexEntry:
+        """Enter that a build failed. Its files go first: they may be what the disk is full of."""
+        with self._guard:
             entry = self._by_uid(uid)
-            if (entry.index_version, entry.codebook_uri) == (index_version, codebook_uri):
-                return entry
-            if index_version != entry.index_version + 1:
-                raise VersionConflictError(entry.name, entry.index_version, index_version)
-            return self._replace(
-                replace(entry, index_version=index_version, codebook_uri=codebook_uri)
-            )
+            failed = versions.finish(entry, ended)
+            if failed != entry:
+                self._remove_version(entry, ended.number)
+                folder = Path(self.version_uri(entry, ended.number))
+                write_failure(folder, uid, ended.number, ended.message)
+                failed = self._replace(failed)
+            return failed
+
+    def _remove_version(self, entry: IndexEntry, number: int) -> None:
+        folder = Path(self.version_uri(entry, number))
+        try:
+            shutil.rmtree(folder)
+        except FileNotFoundError:
+            pass
+        except OSError:
+            _log.warning("cannot remove %s: the next start will", folder, exc_info=True)
+
+    def _sweep_versions(self, entry: IndexEntry) -> None:
+        """Remove what builds left behind that nobody waits for: it can be made again."""
+        folder = self.root / entry.folder / VERSIONS
+        known = {str(each.number) for each in entry.versions}
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path.name not in known:
+                _log.warning("removing %s, which an interrupted build left behind", path)
+                shutil.rmtree(path, ignore_errors=True)
 
     def _by_uid(self, uid: str) -> IndexEntry:
         for entry in self._entries.values():
@@ -217,6 +256,8 @@ class Catalogue:
         for folder in sorted(self._transient):
             _log.warning("removing %s, which a crash left behind", self.root / folder)
             self._remove(folder)
+        for entry in self._entries.values():
+            self._sweep_versions(entry)
 
     def _remove(self, folder: str) -> None:
         """Delete storage that no entry names; what cannot be deleted now is swept at a start."""
@@ -261,8 +302,20 @@ def _parse(path: Path, contents: bytes) -> tuple[dict[str, IndexEntry], set[str]
         )
     if _digest(body) != stored:
         raise CatalogueDamagedError(str(path), "does not have the checksum it was written with")
-    entries = [IndexEntry(**each) for each in body["entries"]]
+    entries = [_entry(each) for each in body["entries"]]
     return {entry.name: entry for entry in entries}, set(body["transient"])
+
+
+def _entry(stored: dict[str, Any]) -> IndexEntry:
+    records = tuple(VersionRecord(**each) for each in stored.pop("versions", ()))
+    entry = IndexEntry(**stored, versions=records)
+    if entry.index_version and not records:
+        # Made before versions were listed: all that is known of it is that it serves.
+        record = VersionRecord(
+            entry.index_version, "ready", 0, codebook_uri=entry.codebook_uri, promote=True
+        )
+        entry = replace(entry, versions=(record,), last_version=entry.index_version)
+    return entry
 
 
 def _lock(path: Path) -> IO[str]:

@@ -13,7 +13,7 @@ from shoal.rpc.errors import ServiceError
 from shoal.v1.errors_pb2 import Reason
 
 # Storage that an operator must mend: full, over quota, read-only, not ours, or failing.
-_UNWRITABLE: Final = frozenset(
+UNWRITABLE: Final = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG}
 )
 # Lance hands errors of the operating system on as text, with their number.
@@ -88,14 +88,68 @@ class IndexNotFoundError(ServiceError):
 
 
 class VersionConflictError(ServiceError):
-    """Another version of the index was published first."""
+    """The versions of the index are not as the caller believed."""
 
-    def __init__(self, name: str, latest: int, wanted: int) -> None:
-        """Latest: the version in force. Wanted: the one that was to be published."""
+    def __init__(self, message: str) -> None:
+        """Message: what is otherwise, and what to do."""
+        super().__init__(Reason.REASON_VERSION_CONFLICT, message)
+
+
+class VersionNotFoundError(ServiceError):
+    """The index has no such version."""
+
+    def __init__(self, name: str, number: int, known: list[int]) -> None:
+        """Known: numbers of those that it has."""
+        have = ", ".join(map(str, known)) or "none"
         super().__init__(
-            Reason.REASON_VERSION_CONFLICT,
-            f"index {name!r} is at version {latest}, so version {wanted} cannot follow: read the "
-            "catalogue again and build on its version",
+            Reason.REASON_VERSION_NOT_FOUND,
+            f"index {name!r} has no version {number}: it has {have}",
+        )
+
+
+class VersionNotReadyError(ServiceError):
+    """The version cannot serve."""
+
+    def __init__(self, name: str, number: int, state: str, detail: str) -> None:
+        """State: of its build. Detail: why that failed; may be empty."""
+        what = "is being built" if state == "building" else f"failed to be built: {detail}"
+        remedy = "wait for it" if state == "building" else "build another one"
+        super().__init__(
+            Reason.REASON_VERSION_NOT_READY,
+            f"version {number} of index {name!r} {what.rstrip('.')}: {remedy}",
+        )
+
+
+class BuildInProgressError(ServiceError):
+    """A version of the index is being built."""
+
+    def __init__(self, name: str, number: int) -> None:
+        """Number: of the version."""
+        super().__init__(
+            Reason.REASON_BUILD_IN_PROGRESS,
+            f"version {number} of index {name!r} is being built, and one is at a time: wait for it",
+        )
+
+
+class VersionServesError(ServiceError):
+    """The version answers searches."""
+
+    def __init__(self, name: str, number: int) -> None:
+        """Number: of the version."""
+        super().__init__(
+            Reason.REASON_VERSION_SERVES,
+            f"version {number} of index {name!r} serves: promote another one first",
+        )
+
+
+class NoPreviousVersionError(ServiceError):
+    """There is nothing to roll back to."""
+
+    def __init__(self, name: str) -> None:
+        """Name: of the index."""
+        super().__init__(
+            Reason.REASON_NO_PREVIOUS_VERSION,
+            f"index {name!r} has no version to roll back to: promote one by its number",
         )
 
 
@@ -116,7 +170,7 @@ def _translate(uri: str, error: Exception) -> Exception:
     number = error.errno if isinstance(error, OSError) and error.errno else None
     if number is None and found is not None:
         number = int(found.group(1))
-    if number in _UNWRITABLE:
+    if number in UNWRITABLE:
         return StorageFullError(uri, os.strerror(number))
     if number == errno.ENOENT or "not found" in text.lower():
         return TableNotFoundError(uri)

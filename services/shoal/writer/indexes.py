@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ from typing import Final, ParamSpec, TypeVar
 
 from shoal.internal.v1.writer_pb2 import CatalogEntry
 from shoal.rpc.errors import ServiceError
-from shoal.table import Catalogue, IndexEntry, IndexNotFoundError, PassageTable
+from shoal.table import Catalogue, IndexEntry, IndexNotFoundError, PassageTable, versions
+from shoal.table.versions import VersionRecord
 from shoal.v1.errors_pb2 import Reason
 from shoal.writer.commit import Committer
 from shoal.writer.config import WriterSettings
+from shoal.writer.versions import version_message
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -75,6 +78,10 @@ class Indexes:
             raise IndexNotFoundError(name)
         return index
 
+    def entries(self) -> list[IndexEntry]:
+        """All indexes, in no order, from memory."""
+        return [index.entry for index in self._open.values()]
+
     def describe(self) -> list[CatalogEntry]:
         """All indexes, by name, from memory."""
         return [describe_index(self._open[name]) for name in sorted(self._open)]
@@ -110,11 +117,49 @@ class Indexes:
                     await self._open_index(index.entry)
                 raise
 
-    async def publish(self, uid: str, index_version: int, codebook_uri: str) -> OpenIndex:
-        """Enter the next version. Raises IndexNotFoundError, VersionConflictError."""
+    async def begin_version(self, uid: str, *, promote: bool) -> tuple[OpenIndex, int, str]:
+        """Enter a version that is being built; return its number, and the folder for its files.
+
+        Raises IndexNotFoundError, BuildInProgressError, StorageFullError.
+        """
+
+        def change(entry: IndexEntry) -> IndexEntry:
+            return versions.begin(entry, now_ns=time.time_ns(), promote=promote)
+
+        index = await self._change_versions(uid, change)
+        number = index.entry.last_version
+        return index, number, self._held.version_uri(index.entry, number)
+
+    async def finish_version(self, uid: str, ended: VersionRecord) -> OpenIndex:
+        """Enter how a build ended.
+
+        Raises IndexNotFoundError, VersionNotFoundError, VersionConflictError, StorageFullError.
+        """
+        if ended.state == "failed":
+            async with self._changing:
+                return self._update(await self._in_thread(self._held.fail_version, uid, ended))
+        return await self._change_versions(uid, lambda entry: versions.finish(entry, ended))
+
+    async def promote(self, name: str, number: int, expected: int | None) -> OpenIndex:
+        """Put a version in force. Raises what `shoal.table.versions.promote` does."""
+        uid = self.get(name).entry.uid
+        return await self._change_versions(
+            uid, lambda entry: versions.promote(entry, number, expected)
+        )
+
+    async def roll_back(self, name: str, left: int) -> OpenIndex:
+        """Put the previous version in force. Raises what `versions.roll_back` does."""
+        uid = self.get(name).entry.uid
+        return await self._change_versions(uid, lambda entry: versions.roll_back(entry, left))
+
+    async def drop_version(self, name: str, number: int) -> OpenIndex:
+        """Take a version out, and remove its files. Raises what `versions.drop` does."""
+        uid = self.get(name).entry.uid
+        return await self._change_versions(uid, lambda entry: versions.drop(entry, number))
+
+    async def _change_versions(self, uid: str, change: versions.Change) -> OpenIndex:
         async with self._changing:
-            entry = await self._in_thread(self._held.publish, uid, index_version, codebook_uri)
-            return self._update(entry)
+            return self._update(await self._in_thread(self._held.change_versions, uid, change))
 
     async def check_model(self, index: OpenIndex, model: str) -> None:
         """Make sure that an index is only ever encoded by one model: the first that encodes.
@@ -177,6 +222,8 @@ def describe_index(index: OpenIndex) -> CatalogEntry:
         row_count=index.table.row_count,
         table_version=index.table.version,
         request_id=entry.request_id,
+        versions=[version_message(each) for each in entry.versions],
+        previous_version=entry.previous_version,
     )
     described.create_time.FromNanoseconds(entry.create_time_ns)
     return described

@@ -18,8 +18,6 @@ from shoal.internal.v1.writer_pb2 import (
     DropTableResponse,
     ListTablesRequest,
     ListTablesResponse,
-    PublishIndexVersionRequest,
-    PublishIndexVersionResponse,
     RemoveDocumentsRequest,
     RemoveDocumentsResponse,
     WriteDocumentsRequest,
@@ -46,6 +44,7 @@ from shoal.writer.validation import (
     check_document_id,
     check_index_name,
 )
+from shoal.writer.versions_server import VersionHandlers
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +54,7 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 _RETRY_DELAY_S = 1.0
 
 
-class WriterService(WriterServiceServicer):
+class WriterService(VersionHandlers, WriterServiceServicer):
     """The writer as a service: its handlers check, call, and let errors through."""
 
     def __init__(
@@ -184,21 +183,6 @@ class WriterService(WriterServiceServicer):
         del request, context
         return ListTablesResponse(entries=self._indexes.describe())
 
-    async def PublishIndexVersion(
-        self, request: PublishIndexVersionRequest, context: _Context
-    ) -> PublishIndexVersionResponse:
-        """Enter the next version of an index."""
-        del context
-        self._refuse_while_draining()
-        if not request.codebook_uri:
-            raise InvalidFieldError("codebook_uri", "is empty")
-        if request.index_version == 0:
-            raise InvalidFieldError("index_version", "is 0: versions start at 1")
-        index = await self._indexes.publish(
-            request.uid, request.index_version, request.codebook_uri
-        )
-        return PublishIndexVersionResponse(entry=describe_index(index))
-
     async def _dimension_and_model(
         self, request: CreateTableRequest, deadline: Deadline
     ) -> tuple[int, str]:
@@ -230,6 +214,14 @@ class WriterService(WriterServiceServicer):
                 "later, or send more documents in each stream",
                 retry_delay_s=_RETRY_DELAY_S,
             )
+
+    def _serving_versions(self, uid: str) -> set[int]:
+        """Versions of an index that answer searches, by the topology."""
+        return {
+            index.serving.index_version
+            for index in self._follower.topology.indexes
+            if index.uid == uid and index.HasField("serving")
+        }
 
     def _refuse_while_draining(self) -> None:
         if self._draining.is_set():

@@ -1,0 +1,308 @@
+"""Who has versions of indexes built, and what becomes of a build?
+
+    start ─> BUILDING ─> train ─> encode each shard ─> verify ─> READY (and in force, if promoted)
+                │                                        │
+                └─────────── a step failed ──────────────┴─────> FAILED
+
+One task of the controller's for each build; its steps run where the platform places them. The
+writer's catalogue is the truth about versions: what is known here is how far the builds are that
+this process has begun. A build that the controller does not know was begun by an earlier life of
+it, whose steps died with it; `abandon` has the writer say so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+
+import grpc
+from shoal.cluster.config import BuildLimits
+from shoal.cluster.index_plan import Building
+from shoal.internal.v1.topology_pb2 import Build
+from shoal.internal.v1.writer_pb2 import (
+    BeginVersionRequest,
+    BeginVersionResponse,
+    CatalogEntry,
+    FinishVersionRequest,
+)
+from shoal.rpc.errors import ServiceError, service_error_of
+from shoal.shard.build_job import BuildJob, StepProgress, Verified
+from shoal.v1.errors_pb2 import Reason
+from shoal.v1.indexes_pb2 import BuildProgress, IndexVersion, IndexVersionState
+
+if TYPE_CHECKING:
+    from shoal.internal.v1.writer_pb2_grpc import WriterServiceAsyncStub
+
+_log = logging.getLogger(__name__)
+
+RECALL_TARGET: Final = 0.95
+WRITER_TIMEOUT_S: Final = 10.0
+# Between two attempts to tell the writer how a build ended: it may be restarting, or its disk full.
+TELL_AGAIN_S: Final = 1.0
+# Parts of a build's time that training and encoding take, for want of better: 500,000 vectors.
+_TRAINING_PART: Final = 0.4
+_ENCODING_PART: Final = 0.5
+
+Step = Literal["train", "encode", "verify", "discard"]
+# Answers for which telling the writer again does not help: somebody else has decided meanwhile.
+_DECIDED: Final = frozenset(
+    {
+        grpc.StatusCode.NOT_FOUND,
+        grpc.StatusCode.ABORTED,
+        grpc.StatusCode.INVALID_ARGUMENT,
+    }
+)
+
+
+class StepFailedError(Exception):
+    """A step that failed for good; the message says why, for an operator."""
+
+
+class StepRunner(Protocol):
+    """What runs steps: functions of `shoal.shard.build`, each in a process of its own."""
+
+    async def run_step(self, step: Step, *arguments: Any) -> Any:
+        """Run a step on some machine. Raises StepFailedError."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Running:
+    """A build that runs."""
+
+    number: int
+    # None until the writer has given it a number.
+    job: BuildJob | None = None
+
+
+class Builds:
+    """The builds that this controller has begun."""
+
+    def __init__(
+        self,
+        limits: BuildLimits,
+        runner: StepRunner,
+        writer: Callable[[], WriterServiceAsyncStub],
+        *,
+        clock: Callable[[], float],
+        on_entry: Callable[[CatalogEntry], None],
+    ) -> None:
+        """writer: raises ServiceError while there is none. on_entry: told what the writer has."""
+        self._limits, self._runner, self._writer = limits, runner, writer
+        self._clock, self._on_entry = clock, on_entry
+        self._running: dict[str, _Running] = {}
+        self._failed: dict[str, Building] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._encoding = asyncio.Semaphore(limits.encode_tasks)
+
+    def seen(self) -> Mapping[str, Building]:
+        """For each index with a build that runs, or failed: what `plan` must know of it."""
+        return {**self._failed, **dict.fromkeys(self._running, Building())}
+
+    async def start(self, entry: CatalogEntry, shard_count: int, *, promote: bool) -> IndexVersion:
+        """Begin a build, and return its version. Raises ServiceError."""
+        uid = entry.uid
+        mine = uid not in self._running
+        if mine:
+            self._running[uid] = _Running(0)
+        try:
+            response = await self._begin(BeginVersionRequest(uid=uid, promote=promote))
+        except BaseException:
+            if mine:
+                del self._running[uid]
+            raise
+        job = BuildJob(
+            table_uri=entry.table_uri,
+            folder=response.folder,
+            index_uid=uid,
+            index_version=response.version,
+            shard_count=shard_count,
+            dimension=entry.dimension,
+            encoder_model=response.entry.encoder_model,
+            recall_target=RECALL_TARGET,
+            threads=self._limits.threads,
+        )
+        self._running[uid] = _Running(response.version, job)
+        self._failed.pop(uid, None)
+        self._on_entry(response.entry)
+        _log.info("version %d of %s is being built", response.version, entry.name)
+        self._spawn(self._build(entry.name, job))
+        return _find(response.entry, response.version)
+
+    def start_by_itself(self, entry: CatalogEntry, shard_count: int) -> None:
+        """Begin the first build of an index that has grown large enough, and promote it."""
+
+        async def begin() -> None:
+            try:
+                await self.start(entry, shard_count, promote=True)
+            except ServiceError as error:
+                _log.warning("a build of %s cannot begin: %s", entry.name, error)
+                self._failed[entry.uid] = Building(self._clock(), str(error))
+
+        # Running from now on, so that it is not begun again meanwhile.
+        self._failed[entry.uid] = Building()
+        self._spawn(begin())
+
+    def abandon(self, entry: CatalogEntry, number: int) -> None:
+        """Have the writer say that a build has failed which an earlier life of ours had begun."""
+        if entry.uid in self._running:
+            return
+        self._running[entry.uid] = _Running(number)
+        _log.warning("the build of version %d of %s was interrupted", number, entry.name)
+        message = "the controller was restarted in the middle of the build: build another one"
+        ended = _failure(number, message)
+
+        async def tell() -> None:
+            try:
+                await self._tell(entry.uid, ended)
+            finally:
+                del self._running[entry.uid]
+
+        self._spawn(tell())
+
+    async def progress(self) -> list[Build]:
+        """How far the builds are."""
+        running = list(self._running.items())
+        return [
+            Build(
+                index_uid=uid,
+                version=each.number,
+                progress=await asyncio.to_thread(_progress_of, each.job),
+            )
+            for uid, each in running
+            if each.job is not None
+        ]
+
+    async def close(self) -> None:
+        """Stop minding the builds; the writer is told by the next life of the controller."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _begin(self, request: BeginVersionRequest) -> BeginVersionResponse:
+        try:
+            return await self._writer().BeginVersion(request, timeout=WRITER_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise service_error_of(error) from error
+        except asyncio.CancelledError:
+            require_running()  # The writer's channel was closed under the call: it moved.
+            raise not_ready("the writer has just moved: look whether the build began") from None
+
+    async def _build(self, name: str, job: BuildJob) -> None:
+        number, uid = job.index_version, job.index_uid
+        codebook_uri = ""
+        try:
+            verified = await self._run_steps(job)
+            ended, codebook_uri = _success(job, verified), verified.codebook_uri
+        except Exception as error:  # noqa: BLE001  # whatever it was, it is shown
+            unexpected = not isinstance(error, StepFailedError)
+            _log.warning("version %d of %s failed: %s", number, name, error, exc_info=unexpected)
+            ended = _failure(number, str(error) or type(error).__name__)
+            self._failed[uid] = Building(self._clock(), str(error))
+        try:
+            if await self._tell(uid, ended, codebook_uri):
+                _log.info("version %d of %s has ended: %s", number, name, ended.message or "ready")
+            else:
+                await self._runner.run_step("discard", job)
+        except StepFailedError as error:
+            _log.warning("files of version %d of %s may be left: %s", number, name, error)
+        finally:
+            del self._running[uid]
+
+    async def _run_steps(self, job: BuildJob) -> Verified:
+        await self._runner.run_step("train", job)
+        # One thread each: as many run at once as there are cores to spare.
+        alone = replace(job, threads=1)
+
+        async def encode(shard: int) -> None:
+            async with self._encoding:
+                await self._runner.run_step("encode", alone, shard)
+
+        encoding = [asyncio.ensure_future(encode(shard)) for shard in range(job.shard_count)]
+        try:
+            await asyncio.gather(*encoding)
+        finally:
+            for each in encoding:
+                each.cancel()
+        verified: Verified = await self._runner.run_step("verify", job)
+        return verified
+
+    async def _tell(self, uid: str, ended: IndexVersion, codebook_uri: str = "") -> bool:
+        """Tell the writer how a build ended, until it has heard. False if it does not want it."""
+        request = FinishVersionRequest(uid=uid, version=ended, codebook_uri=codebook_uri)
+        while True:
+            try:
+                response = await self._writer().FinishVersion(request, timeout=WRITER_TIMEOUT_S)
+            except grpc.aio.AioRpcError as error:
+                if error.code() in _DECIDED:
+                    _log.info("the writer does not take version %d: %s", ended.number, error)
+                    return False
+                _log.warning("the writer cannot note a build's end yet: %s", error.details())
+            except ServiceError as error:
+                _log.info("the writer is away: %s", error)
+            except asyncio.CancelledError:
+                require_running()  # The writer's channel was closed under the call: it moved.
+            else:
+                self._on_entry(response.entry)
+                return True
+            await asyncio.sleep(TELL_AGAIN_S)
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def require_running() -> None:
+    """Go on being cancelled if this task was; return if a call in it was, by a closed channel."""
+    task = asyncio.current_task()
+    if task is None or task.cancelling():
+        raise asyncio.CancelledError
+
+
+def not_ready(message: str) -> ServiceError:
+    """What a caller is told while the controller lacks what a build needs."""
+    return ServiceError(Reason.REASON_CONTROLLER_UNAVAILABLE, message)
+
+
+def _find(entry: CatalogEntry, number: int) -> IndexVersion:
+    return next(each for each in entry.versions if each.number == number)
+
+
+def _success(job: BuildJob, verified: Verified) -> IndexVersion:
+    return IndexVersion(
+        number=job.index_version,
+        state=IndexVersionState.INDEX_VERSION_STATE_READY,
+        table_version=verified.table_version,
+        document_count=verified.document_count,
+        passage_count=verified.passage_count,
+        shard_count=job.shard_count,
+        size_bytes=verified.size_bytes,
+        recall=verified.recall,
+        recall_target=job.recall_target,
+    )
+
+
+def _failure(number: int, message: str) -> IndexVersion:
+    state = IndexVersionState.INDEX_VERSION_STATE_FAILED
+    return IndexVersion(number=number, state=state, message=message)
+
+
+def _progress_of(job: BuildJob) -> BuildProgress:
+    folder = Path(job.folder)
+    stage, trained = StepProgress(folder, "train").read()
+    encoded = [
+        StepProgress(folder, f"encode-{shard:04}").read()[1] for shard in range(job.shard_count)
+    ]
+    part = sum(encoded) / job.shard_count
+    if part >= 1.0:
+        return BuildProgress(stage="verifying", done=_TRAINING_PART + _ENCODING_PART)
+    if part > 0.0:
+        finished = sum(each >= 1.0 for each in encoded)
+        stage = f"encoding, {finished} of {job.shard_count} shards done"
+    done = _TRAINING_PART * trained + _ENCODING_PART * part
+    return BuildProgress(stage=stage or "waiting for a machine", done=done)

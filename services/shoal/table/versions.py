@@ -1,0 +1,164 @@
+"""Which versions does an index have, and what may follow what?
+
+                     verified             promote
+    begin ─> building ──────────> ready <──────────> in force (and the one before it: previous)
+                 │                  │
+                 └─ failed ─────────┴── drop ──> gone, its files too
+
+Pure functions from an entry of the catalogue to the next one. Numbers rise and are never given
+twice, so that what an orphan of an old build still writes lies in a folder that nobody reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, Literal
+
+from shoal.table.errors import (
+    BuildInProgressError,
+    NoPreviousVersionError,
+    VersionConflictError,
+    VersionNotFoundError,
+    VersionNotReadyError,
+    VersionServesError,
+)
+
+if TYPE_CHECKING:
+    from shoal.table.catalogue import IndexEntry
+
+State = Literal["building", "ready", "failed"]
+
+# Version 0 is exact search: always there, and never listed.
+EXACT: Final = 0
+# Failed builds that are remembered, so that a build which fails every minute does not fill the
+# catalogue.
+KEPT_FAILED: Final = 3
+
+
+@dataclass(frozen=True)
+class VersionRecord:
+    """A version of an index, as the catalogue knows it."""
+
+    number: int
+    state: State
+    create_time_ns: int
+    # Whether its build was to promote it.
+    promote: bool = False
+    # 0 while it is being built.
+    finish_time_ns: int = 0
+    # Empty unless it is ready.
+    codebook_uri: str = ""
+    table_version: int = 0
+    document_count: int = 0
+    passage_count: int = 0
+    shard_count: int = 0
+    size_bytes: int = 0
+    recall: float = 0.0
+    recall_target: float = 0.0
+    encoder_model: str = ""
+    # Why it failed.
+    message: str = ""
+
+
+Change = Callable[["IndexEntry"], "IndexEntry"]
+
+
+def find(entry: IndexEntry, number: int) -> VersionRecord:
+    """The version of that number. Raises VersionNotFoundError."""
+    for version in entry.versions:
+        if version.number == number:
+            return version
+    raise VersionNotFoundError(entry.name, number, [each.number for each in entry.versions])
+
+
+def begin(entry: IndexEntry, *, now_ns: int, promote: bool) -> IndexEntry:
+    """Enter a version that is being built. Raises BuildInProgressError."""
+    for version in entry.versions:
+        if version.state == "building":
+            raise BuildInProgressError(entry.name, version.number)
+    number = entry.last_version + 1
+    record = VersionRecord(
+        number, "building", now_ns, promote=promote, encoder_model=entry.encoder_model
+    )
+    failed = [each.number for each in entry.versions if each.state == "failed"]
+    forgotten = set(failed[: max(0, len(failed) - KEPT_FAILED + 1)])
+    kept = tuple(each for each in entry.versions if each.number not in forgotten)
+    return replace(entry, versions=(*kept, record), last_version=number)
+
+
+def finish(entry: IndexEntry, ended: VersionRecord) -> IndexEntry:
+    """Enter how a build ended; a version that its build was to promote is in force with it.
+
+    Raises VersionNotFoundError; VersionConflictError if it has ended otherwise.
+    """
+    before = find(entry, ended.number)
+    ended = replace(ended, create_time_ns=before.create_time_ns, promote=before.promote)
+    if before.state != "building":
+        if before.state == ended.state:
+            return entry  # It was told before.
+        raise VersionConflictError(
+            f"version {ended.number} of index {entry.name!r} is {before.state} already, and cannot "
+            f"become {ended.state}: read the catalogue again"
+        )
+    versions = tuple(ended if each.number == ended.number else each for each in entry.versions)
+    entry = replace(entry, versions=versions)
+    return promote(entry, ended.number) if ended.promote and ended.state == "ready" else entry
+
+
+def promote(entry: IndexEntry, number: int, expected: int | None = None) -> IndexEntry:
+    """Put a version in force.
+
+    expected: only if this one is in force. Raises VersionConflictError, VersionNotFoundError,
+    VersionNotReadyError.
+    """
+    if entry.index_version == number:
+        return entry
+    if expected is not None and entry.index_version != expected:
+        raise VersionConflictError(
+            f"version {entry.index_version} of index {entry.name!r} is in force, and not "
+            f"{expected}: look again, and decide anew"
+        )
+    codebook_uri = ""
+    if number != EXACT:
+        version = find(entry, number)
+        if version.state != "ready":
+            raise VersionNotReadyError(entry.name, number, version.state, version.message)
+        codebook_uri = version.codebook_uri
+    return replace(
+        entry,
+        index_version=number,
+        codebook_uri=codebook_uri,
+        previous_version=entry.index_version,
+    )
+
+
+def roll_back(entry: IndexEntry, left: int) -> IndexEntry:
+    """Put the previous version in force again, and note the one that is left as the previous one.
+
+    left: the version that is in force; repeating the call changes nothing.
+    Raises NoPreviousVersionError, VersionConflictError.
+    """
+    if entry.previous_version is None:
+        raise NoPreviousVersionError(entry.name)
+    if entry.previous_version == left:
+        return entry  # It was done, and the answer was lost.
+    return promote(entry, entry.previous_version, expected=left)
+
+
+def drop(entry: IndexEntry, number: int) -> IndexEntry:
+    """Take a version out.
+
+    Raises VersionNotFoundError, VersionServesError, BuildInProgressError.
+    """
+    if number == entry.index_version:
+        raise VersionServesError(entry.name, number)
+    version = find(entry, number)
+    if version.state == "building":
+        raise BuildInProgressError(entry.name, number)
+    previous = entry.previous_version
+    return replace(
+        entry,
+        versions=tuple(each for each in entry.versions if each.number != number),
+        previous_version=None if previous == number else previous,
+    )

@@ -1,0 +1,138 @@
+"""Does a build that fails, however it fails, leave what serves as it was, and no files?
+
+| what happens                                | what is promised                                |
+| ------------------------------------------- | ----------------------------------------------- |
+| the disk is full while a segment is written | FAILED with why; files gone; the old one serves |
+| verification fails                          | the same                                        |
+| the controller dies in mid-build            | FAILED once it is back; another build succeeds  |
+| the writer is away when the build ends      | it is told when it is back                      |
+| the index is dropped in mid-build           | nothing is left of it                           |
+| a segment is damaged after it was published | tests/unit/test_shard_build.py, tests/contract  |
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from shoal.client import AsyncClient, FailedPreconditionError
+from shoal.cluster.builds import Step
+from shoal.shard.build import VerificationError
+from shoal.shard.build_job import BuildJob
+from shoal.v1.indexes_pb2 import IndexVersionState
+
+from tests.harness.controlled import (
+    DIMENSION,
+    Controlled,
+    clustered,
+    controlled,
+    ended,
+    fill,
+    ids,
+    until,
+)
+
+READY = IndexVersionState.INDEX_VERSION_STATE_READY
+FAILED = IndexVersionState.INDEX_VERSION_STATE_FAILED
+VECTORS = clustered(700)
+
+
+async def _index(client: AsyncClient) -> None:
+    await client.create_index("docs", dimension=DIMENSION)
+    await fill(client, "docs", VECTORS)
+
+
+async def _serves_exactly(client: AsyncClient) -> None:
+    assert (await client.describe_index("docs")).index.index_version == 0
+    assert await ids(client, "docs", VECTORS[7], 1) == ["d7"]
+
+
+def _left(cluster: Controlled, number: int) -> list[str]:
+    folder = cluster.version_folder(number)
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+async def test_a_disk_that_fills_up_while_a_segment_is_written(tmp_path: Path) -> None:
+    def full(step: Step, job: BuildJob) -> None:
+        if step == "encode":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), job.folder)
+
+    async with controlled(tmp_path) as (cluster, client):
+        await _index(client)
+        cluster.platform.before = full
+        await client.build_index_version("docs", promote=True)
+        version = await ended(client, "docs", 1)
+        assert version.state == FAILED
+        assert "No space left on device" in version.message
+        assert "Make room" in version.message
+        assert _left(cluster, 1) == ["manifest.json"]
+        await _serves_exactly(client)
+        with pytest.raises(FailedPreconditionError, match="No space left"):
+            await client.promote_index_version("docs", 1)
+        cluster.platform.before = lambda step, job: None  # Room was made.
+        await client.build_index_version("docs", promote=True)
+        assert (await ended(client, "docs", 2)).state == READY
+
+
+async def test_a_version_that_does_not_verify_is_never_served(tmp_path: Path) -> None:
+    def poor(step: Step, job: BuildJob) -> None:
+        if step == "verify":
+            raise VerificationError("recall@10 is 0.412, below the target 0.950")
+
+    async with controlled(tmp_path) as (cluster, client):
+        await _index(client)
+        cluster.platform.before = poor
+        await client.build_index_version("docs", promote=True)
+        version = await ended(client, "docs", 1)
+        assert (version.state, version.message[:18]) == (FAILED, "recall@10 is 0.412")
+        assert _left(cluster, 1) == ["manifest.json"]
+        await _serves_exactly(client)
+
+
+async def test_a_controller_that_dies_in_mid_build(tmp_path: Path) -> None:
+    async with controlled(tmp_path) as (cluster, client):
+        await _index(client)
+        cluster.platform.gate.clear()
+        await client.build_index_version("docs", promote=True)
+        await until(lambda: cluster.platform.steps)
+        await cluster.kill_controller()
+        await _serves_exactly(client)
+        (version,) = (await client.index_versions("docs")).versions
+        assert not version.HasField("progress")  # Nobody is there to say.
+        await cluster.start_controller()
+        version = await ended(client, "docs", 1)
+        assert version.state == FAILED
+        assert "the controller was restarted" in version.message
+        cluster.platform.gate.set()
+        await client.build_index_version("docs", promote=True)
+        assert (await ended(client, "docs", 2)).state == READY
+        assert await client.promote_index_version("docs", 2) == 2
+
+
+async def test_a_writer_that_is_away_when_the_build_ends_is_told_later(tmp_path: Path) -> None:
+    async with controlled(tmp_path) as (cluster, client):
+        await _index(client)
+        cluster.platform.gate.clear()
+        await client.build_index_version("docs")
+        await cluster.platform.hosts["writer-0"].stop(0)
+        cluster.platform.gate.set()
+        await until(lambda: ("verify", -1) in cluster.platform.steps)
+        folder = next((tmp_path / "data" / "indexes").iterdir()) / "versions" / "1"
+        await until(lambda: "READY" in (folder / "manifest.json").read_text())
+        await cluster.platform.start_again("writer-0")
+        assert (await ended(client, "docs", 1)).state == READY
+
+
+async def test_an_index_that_is_dropped_in_mid_build_leaves_nothing(tmp_path: Path) -> None:
+    async with controlled(tmp_path) as (cluster, client):
+        await _index(client)
+        cluster.platform.gate.clear()
+        await client.build_index_version("docs", promote=True)
+        await client.drop_index("docs")
+        cluster.platform.gate.set()
+        await until(lambda: ("discard", -1) in cluster.platform.steps)
+        await until(lambda: not list((tmp_path / "data" / "indexes").iterdir()))
+        await client.create_index("docs", dimension=DIMENSION)
+        assert list((await client.index_versions("docs")).versions) == []
