@@ -45,6 +45,7 @@ METHODS = [
     "drop_index",
     "get",
     "list_indexes",
+    "retrieve_context",
     "scale",
     "search",
     "upsert",
