@@ -14,7 +14,7 @@ from shoal.broker.validation import check_ids, check_index_name, check_search
 from shoal.rpc.arrays import pack_vectors
 from shoal.rpc.errors import InvalidFieldError
 from shoal.v1.errors_pb2 import Reason
-from shoal.v1.search_pb2 import Rerank, SearchRequest, Vectors
+from shoal.v1.search_pb2 import Group, Rerank, SearchRequest, Vectors
 
 ROUTE = IndexRoute(
     name="books",
@@ -172,6 +172,7 @@ CHANGES: dict[str, SearchRequest] = {
     "explain": request(text="whale", explain=True),
     "omit_text": request(text="whale", omit_text=True),
     "bypass_cache": request(text="whale", bypass_cache=True),
+    "group": request(text="whale", group=Group(per_document=2)),
 }
 
 

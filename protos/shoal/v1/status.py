@@ -44,6 +44,7 @@ CODES: Final[dict[Reason.ValueType, grpc.StatusCode]] = {
     Reason.REASON_WRITER_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
     Reason.REASON_CONTROLLER_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
     Reason.REASON_NOT_READY: grpc.StatusCode.UNAVAILABLE,
+    Reason.REASON_DEPTH_REACHED: grpc.StatusCode.OUT_OF_RANGE,
     Reason.REASON_COVERAGE_INCOMPLETE: grpc.StatusCode.ABORTED,
     Reason.REASON_TABLE_VERSION_AHEAD: grpc.StatusCode.OUT_OF_RANGE,
     Reason.REASON_STORAGE_FULL: grpc.StatusCode.FAILED_PRECONDITION,
