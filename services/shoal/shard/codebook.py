@@ -267,13 +267,15 @@ def _measure(measured: _Measured, wide: WideCode, target: float) -> list[_Tried]
     exact, _ = faiss.knn(
         measured.held_out, measured.base, max(top_ks), metric=faiss.METRIC_INNER_PRODUCT
     )
+    # Once for all: over all that is tried, each candidate would be encoded a dozen times.
+    codes = wide.encode(measured.base)
     codes_per_list = len(measured.base) / list_count
     tried: dict[int, list[_Tried]] = {top_k: [] for top_k in top_ks}
     for nprobe in [*(each for each in NPROBES if each < list_count), list_count]:
         scan_ns = nprobe * (_LIST_NS + codes_per_list * _CODE_NS)
         if all(_cheapest(tried[top_k], target) < scan_ns for top_k in top_ks):
             break
-        for floor, point in _recalls(measured, wide, exact, nprobe, top_ks):
+        for floor, point in _recalls(measured, wide, codes, exact, nprobe, top_ks):
             refine_ns = point.top_k * point.refine_factor * _REFINED_NS
             tried[point.top_k].append(_Tried(scan_ns + refine_ns, floor, point))
     return [_pick(tried[top_k], target) for top_k in top_ks]
@@ -293,6 +295,7 @@ def _pick(tried: list[_Tried], target: float) -> _Tried:
 def _recalls(
     measured: _Measured,
     wide: WideCode,
+    codes: NDArray[Any],
     exact: NDArray[np.float32],
     nprobe: int,
     top_ks: list[int],
@@ -314,9 +317,7 @@ def _recalls(
         _, found = measured.lists.search(queries, limit, params=parameters)
         vectors = measured.base[found]
         true = np.matmul(vectors, queries[:, :, None])[:, :, 0]
-        refined = wide.scores(
-            queries, wide.encode(vectors.reshape(-1, vectors.shape[2])).reshape(vectors.shape)
-        )
+        refined = wide.scores(queries, codes[found])
         true[found < 0] = refined[found < 0] = -np.inf
         for top_k, factor in pairs:
             chosen = np.argsort(-refined[:, : top_k * factor], axis=1)[:, :top_k]
