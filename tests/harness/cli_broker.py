@@ -48,6 +48,7 @@ class Broker(
         self.incomplete = False
         self.failures_left = 0
         self.searches = []
+        self.contexts = []
         self.lag = 0
         self.writer_is_away = False
         self.kind = search_pb2.SEARCH_KIND_EXACT
@@ -236,6 +237,25 @@ class Broker(
                 found = self.answer(each, self.documents(each.index, context))
                 results.append(search_pb2.BatchSearchResult(response=found))
         return search_pb2.BatchSearchResponse(results=results)
+
+    def RetrieveContext(self, request, context):
+        self.contexts.append(request)
+        search = request.search
+        found = self.answer(search, self.documents(search.index, context))
+        response = search_pb2.RetrieveContextResponse(
+            token_count=5, hits_left_out=1, coverage=found.coverage
+        )
+        for hit in found.hits:
+            citation = search_pb2.Citation(passage=hit.passage, span=hit.span, score=hit.score)
+            response.contexts.add(
+                document_id=hit.document_id,
+                title=hit.title,
+                text=hit.text,
+                span=hit.span,
+                content_hash=hit.content_hash,
+                citations=[citation],
+            )
+        return response
 
     def answer(self, request, held):
         response = search_pb2.SearchResponse(table_version=self.versions[request.index])

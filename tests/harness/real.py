@@ -7,8 +7,9 @@ controller does is done by `tests.harness.cluster.control`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from shoal.broker.config import BrokerSettings
 from shoal.broker.server import BrokerService
@@ -31,8 +32,10 @@ GROUPS: Groups = [((0,), ("shard-server-0",)), ((1,), ("shard-server-1",))]
 
 
 @contextlib.asynccontextmanager
-async def real_cluster(data: Path, groups: Groups = GROUPS) -> AsyncIterator[Cluster]:
-    """Start everything, and have it controlled."""
+async def real_cluster(
+    data: Path, groups: Groups = GROUPS, *, writer: Mapping[str, Any] | None = None
+) -> AsyncIterator[Cluster]:
+    """Start everything, and have it controlled. writer: settings of the writer."""
     cluster = Cluster()
     try:
         await cluster.add(EncoderService(EncoderSettings(bundle=ENCODER), "encoder-0"))
@@ -40,7 +43,7 @@ async def real_cluster(data: Path, groups: Groups = GROUPS) -> AsyncIterator[Clu
         for id_ in sorted({id_ for _, ids in groups for id_ in ids}):
             settings = ShardSettings(follow_interval_s=0.05, threads=1)
             await cluster.add(ShardService(settings, id_))
-        await cluster.add(WriterService(WriterSettings(data=data), "writer-0"))
+        await cluster.add(WriterService(WriterSettings(data=data, **(writer or {})), "writer-0"))
         broker = BrokerService(BrokerSettings(probe_interval_s=0.05), "broker-0")
         await cluster.add(broker)
         await cluster.publish()

@@ -124,12 +124,22 @@ def test_incomplete_coverage_is_always_shown(shoal, xquad, broker):
 
 
 def test_the_options_of_a_search_reach_the_broker(shoal, xquad, broker):
-    options = "-k 3 --no-rerank --candidates 50 --no-cache --require-complete"
+    options = "-k 3 --no-rerank --candidates 50 --no-cache --require-complete --per-document 2"
     done = shoal("search", "xquad", "Who?", *options.split(), "--min-table-version", "2")
     assert done.exit_code == 0
     (sent,) = broker.searches
     assert (sent.top_k, sent.rerank.disabled, sent.rerank.candidate_count) == (3, True, 50)
     assert (sent.bypass_cache, sent.require_complete, sent.min_table_version) == (True, True, 2)
+    assert sent.group.per_document == 2
+
+
+def test_contexts_show_their_text_whole_with_what_it_was_taken_from(shoal, xquad, broker):
+    done = shoal("context", "xquad", "Who?", "--budget", "300", "-k", "1", "--neighbours", "2")
+    (sent,) = broker.contexts
+    assert (sent.token_budget, sent.neighbours, sent.search.top_k) == (300, 2, 1)
+    assert broker.indexes["xquad"]["p000"].text in done.stdout.replace("\n", " ")
+    assert "passage 0 (0.900); characters 0-" in done.stdout
+    assert "5 of 300 tokens; 1 hits had no room" in done.stdout
 
 
 def test_a_document_cannot_steer_the_terminal(shoal, broker):

@@ -134,6 +134,7 @@ def test_only_calls_without_side_effects_are_retried():
         "shoal.v1.SearchService/Search",
         "shoal.v1.SearchService/BatchSearch",
         "shoal.v1.DocumentService/GetDocuments",
+        "shoal.v1.SearchService/RetrieveContext",
         "shoal.v1.IndexService/ListIndexes",
         "shoal.v1.IndexService/DescribeIndex",
         "shoal.v1.ClusterService/GetClusterStatus",

@@ -49,6 +49,7 @@ METHODS = [
     "index_versions",
     "list_indexes",
     "promote_index_version",
+    "retrieve_context",
     "rollback_index",
     "scale",
     "search",

@@ -1,11 +1,13 @@
 """Do passages tile the text, within their bounds, at boundaries that a reader would choose?"""
 
 import unicodedata
+from itertools import pairwise
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from shoal.writer.splitting import SplitBounds, rough_tokens, split_text
+from shoal.rpc.tokens import rough_tokens
+from shoal.writer.splitting import SplitBounds, split_text
 
 BOUNDS = SplitBounds(max_tokens=20, max_chars=120)
 
@@ -107,3 +109,29 @@ def test_a_word_that_is_one_token_is_bounded_by_its_characters():
 def test_a_megabyte_is_split_in_passing(piece):
     text = (piece * (1 << 20))[: 1 << 20]
     tiles(text, split_text(text, SplitBounds(220, 2048), rough_tokens))
+
+
+@given(texts, st.integers(4, 40), st.integers(1, 80), st.data())
+@example("a" * 1000, 5, 20, None)
+def test_overlapping_passages_cover_the_text_within_their_bounds(text, max_tokens, max_chars, data):
+    overlap = 2 if data is None else data.draw(st.integers(1, max_tokens // 2))
+    spans = split_text(text, SplitBounds(max_tokens, max_chars, overlap), rough_tokens)
+    starts = [start for start, _ in rough_tokens(text)]
+    reached = begun = 0
+    for start, end in spans:
+        assert begun <= start <= reached < end
+        # A character that is made of many code points may be more than the bound.
+        assert sum(start <= token < reached for token in starts) <= overlap + 32
+        assert sum(start <= token < end for token in starts) <= max_tokens + 32
+        assert end - start <= max_chars + 32
+        begun, reached = start, end
+    assert reached == len(text)
+
+
+def test_an_overlap_is_whole_sentences_where_they_fit():
+    text = "".join(f"This is sentence {number} of many. " for number in range(30))
+    spans = split_text(text, SplitBounds(40, 1000, 14), rough_tokens)
+    assert len(spans) > 4
+    for (_, before), (start, _) in pairwise(spans):
+        assert start < before
+        assert text[start:].startswith("This is sentence")

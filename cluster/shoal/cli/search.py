@@ -29,6 +29,14 @@ def search(
             show_default=False,
         ),
     ] = None,
+    per_document: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Gather hits by document, no more than N of each; --top-k counts documents.",
+            show_default=False,
+        ),
+    ] = None,
     min_table_version: Annotated[
         int,
         typer.Option(min=0, metavar="VERSION", help="Answer from this table version or later."),
@@ -60,6 +68,7 @@ def search(
             min_table_version=min_table_version,
             require_complete=require_complete,
             explain=explain,
+            hits_per_document=per_document,
             bypass_cache=not cache,
             timeout_s=timeout,
         )
@@ -80,7 +89,7 @@ def print_answer(answer: SearchResponse, *, brief: bool = False) -> None:
         _print_hit(rank, hit)
         if hit.HasField("provenance") and not brief:
             _print_provenance(hit)
-    _print_coverage(answer.coverage, always=answer.HasField("explanation"))
+    print_coverage(answer.coverage, always=answer.HasField("explanation"))
     if answer.HasField("explanation"):
         _print_times(answer.explanation)
         if not brief:
@@ -107,7 +116,8 @@ def _print_provenance(hit: Hit) -> None:
     say(f"     sha-256 of the document {hit.content_hash.hex()}", "dim")
 
 
-def _print_coverage(coverage: Coverage, *, always: bool) -> None:
+def print_coverage(coverage: Coverage, *, always: bool = False) -> None:
+    """Say what an answer rests on, if that is less than everything, or always."""
     from shoal.cli.plain import enum_name
     from shoal.v1.search_pb2 import Stage
 

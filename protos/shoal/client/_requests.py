@@ -21,7 +21,15 @@ from shoal.v1.documents_pb2 import (
     GetDocumentsRequest,
 )
 from shoal.v1.indexes_pb2 import CreateIndexRequest
-from shoal.v1.search_pb2 import BatchSearchRequest, Rerank, SearchRequest, Vectors, VectorType
+from shoal.v1.search_pb2 import (
+    BatchSearchRequest,
+    Group,
+    Rerank,
+    RetrieveContextRequest,
+    SearchRequest,
+    Vectors,
+    VectorType,
+)
 
 _DOCUMENT_KEYS: Final = frozenset({"id", "title", "text", "metadata", "vector", "create_time"})
 
@@ -54,13 +62,15 @@ def search_request(
     explain: bool = False,
     omit_text: bool = False,
     bypass_cache: bool = False,
+    hits_per_document: int | None = None,
 ) -> SearchRequest:
     """One search: what `Client.search` sends, and what `Client.batch_search` takes many of.
 
     query: a question, or one vector made with the index's model. top_k: 1 to 1,000; None means 10.
     candidate_count: how many to rerank, 1 to 200; None means the cluster's default.
-    min_table_version: one that a write returned, to read your own writes. What each field means is
-    written in `shoal/v1/search.proto`.
+    min_table_version: one that a write returned, to read your own writes. hits_per_document: a
+    number groups hits by document, no more than so many of each, and `top_k` counts documents.
+    What each field means is written in `shoal/v1/search.proto`.
     """
     request = SearchRequest(
         index=index,
@@ -71,12 +81,22 @@ def search_request(
         explain=explain,
         omit_text=omit_text,
         bypass_cache=bypass_cache,
+        group=None if hits_per_document is None else Group(per_document=hits_per_document),
     )
     if isinstance(query, str):
         request.text = query
     else:
         request.vector.CopyFrom(vectors(query))
     return request
+
+
+def context_request(
+    search: SearchRequest, token_budget: int | None, neighbours: int | None
+) -> RetrieveContextRequest:
+    """A search whose hits are to be glued into texts."""
+    return RetrieveContextRequest(
+        search=search, token_budget=token_budget or 0, neighbours=neighbours
+    )
 
 
 def batch_search_request(searches: Iterable[SearchRequest]) -> BatchSearchRequest:

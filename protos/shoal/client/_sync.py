@@ -48,7 +48,12 @@ from shoal.v1.indexes_pb2 import (
     RollbackIndexResponse,
 )
 from shoal.v1.indexes_pb2_grpc import IndexServiceStub
-from shoal.v1.search_pb2 import BatchSearchResponse, SearchRequest, SearchResponse
+from shoal.v1.search_pb2 import (
+    BatchSearchResponse,
+    RetrieveContextResponse,
+    SearchRequest,
+    SearchResponse,
+)
 from shoal.v1.search_pb2_grpc import SearchServiceStub
 
 _Request = TypeVar("_Request")
@@ -123,6 +128,7 @@ class Client:
         explain: bool = False,
         omit_text: bool = False,
         bypass_cache: bool = False,
+        hits_per_document: int | None = None,
         timeout_s: float = 10.0,
     ) -> SearchResponse:
         """Rank the passages of an index for a question, or for a vector.
@@ -141,8 +147,28 @@ class Client:
             explain=explain,
             omit_text=omit_text,
             bypass_cache=bypass_cache,
+            hits_per_document=hits_per_document,
         )
         return self._call(self._search.Search, request, timeout_s)
+
+    def retrieve_context(
+        self,
+        index: str,
+        query: str | Sequence[float],
+        *,
+        token_budget: int | None = None,
+        neighbours: int | None = None,
+        timeout_s: float = 10.0,
+        **search: Any,
+    ) -> RetrieveContextResponse:
+        """Glue what a search finds into texts within a budget of tokens, with citations.
+
+        token_budget: None means 2,000. neighbours: passages on each side of a hit that come along
+        if there is room; None means 1. The other arguments are those of `search_request`.
+        """
+        found = requests.search_request(index, query, **search)
+        request = requests.context_request(found, token_budget, neighbours)
+        return self._call(self._search.RetrieveContext, request, timeout_s)
 
     def batch_search(
         self, searches: Iterable[SearchRequest], *, timeout_s: float = 30.0

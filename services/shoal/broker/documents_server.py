@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final, cast
 
 import grpc
-from shoal.broker.routes import IndexRoute, Routes, ShardGroup
+from shoal.broker.reading import DocumentReader
+from shoal.broker.routes import Routes
 from shoal.broker.targets import Targets
 from shoal.broker.validation import MAX_DELETE_IDS, MAX_GET_IDS, check_ids
 from shoal.broker.writing import reach_writer, writer_error
-from shoal.internal.v1.shard_pb2 import FetchDocumentsRequest, StoredDocument
-from shoal.internal.v1.shard_pb2_grpc import ShardServiceStub
+from shoal.internal.v1.shard_pb2 import StoredDocument
 from shoal.internal.v1.writer_pb2 import RemoveDocumentsRequest, WriteDocumentsRequest
 from shoal.internal.v1.writer_pb2_grpc import WriterServiceStub
 from shoal.rpc.deadline import Deadline
-from shoal.rpc.errors import ServiceError
-from shoal.table.slots import shard_of, slot_of
 from shoal.v1.documents_pb2 import (
     DeleteDocumentsRequest,
     DeleteDocumentsResponse,
@@ -28,7 +25,6 @@ from shoal.v1.documents_pb2 import (
     UpsertDocumentsResponse,
 )
 from shoal.v1.documents_pb2_grpc import DocumentServiceServicer
-from shoal.v1.errors_pb2 import Reason
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -39,10 +35,10 @@ class DocumentsServer(DocumentServiceServicer):
     """DocumentService."""
 
     def __init__(
-        self, routes: Callable[[], Routes], writers: Targets, shard_servers: Targets
+        self, routes: Callable[[], Routes], writers: Targets, reader: DocumentReader
     ) -> None:
         """routes: gives the routes that are followed now."""
-        self._routes, self._writers, self._shard_servers = routes, writers, shard_servers
+        self._routes, self._writers, self._reader = routes, writers, reader
 
     async def UpsertDocuments(
         self, requests: AsyncIterator[UpsertDocumentsRequest], context: _Context
@@ -94,62 +90,14 @@ class DocumentsServer(DocumentServiceServicer):
         route = self._routes().index(request.index)
         # What is left is for the answer to travel.
         deadline = Deadline.of(context).share(READ_SHARE)
-        by_group: dict[ShardGroup, list[str]] = {}
-        for id_ in request.document_ids:
-            by_group.setdefault(_owner(route, id_), []).append(id_)
-        found: dict[str, StoredDocument] = {}
-        for documents in await asyncio.gather(
-            *(
-                self._fetch(route, group, ids, request.min_table_version, deadline)
-                for group, ids in by_group.items()
-            )
-        ):
-            found |= documents
+        found = await self._reader.read(
+            route, request.document_ids, deadline, request.min_table_version
+        )
         present = [id_ for id_ in request.document_ids if id_ in found]
         missing = [id_ for id_ in request.document_ids if id_ not in found]
         return GetDocumentsResponse(
             documents=[_document(found[id_]) for id_ in present], missing_ids=missing
         )
-
-    async def _fetch(
-        self,
-        route: IndexRoute,
-        group: ShardGroup,
-        ids: list[str],
-        min_table_version: int,
-        deadline: Deadline,
-    ) -> dict[str, StoredDocument]:
-        request = FetchDocumentsRequest(
-            layout=route.layout, document_ids=ids, min_table_version=min_table_version
-        )
-        try:
-            _, response = await self._shard_servers.first_to_do(
-                lambda target: target.call(
-                    lambda: ShardServiceStub(target.channel).FetchDocuments(
-                        request, timeout=deadline.budget_s
-                    )
-                ),
-                deadline,
-                group.servers,
-            )
-        except (TimeoutError, ServiceError) as error:
-            bare = isinstance(error, ServiceError) and error.reason == Reason.REASON_UNSPECIFIED
-            if isinstance(error, ServiceError) and not bare:
-                raise
-            raise ServiceError(
-                Reason.REASON_SHARD_UNAVAILABLE,
-                f"{' and '.join(group.servers)} did not answer in time: try again",
-            ) from error
-        return {document.document_id: document for document in response.documents}
-
-
-def _owner(route: IndexRoute, document_id: str) -> ShardGroup:
-    if not route.groups:
-        raise ServiceError(
-            Reason.REASON_NOT_READY, f"index {route.name} is being loaded: try again in a moment"
-        )
-    shard = shard_of(slot_of(document_id), route.shard_count)
-    return next(group for group in route.groups if shard in group.shards)
 
 
 def _document(stored: StoredDocument) -> Document:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,21 @@ class Candidates:
 
     def __len__(self) -> int:
         return len(self.row_ids)
+
+    def unread(self) -> Candidates:
+        """The same without their hits, which are to be read with more in them."""
+        return replace(self, hits=[None] * len(self))
+
+    def at(self, positions: Sequence[int]) -> Candidates:
+        """Those at some positions."""
+        chosen = np.asarray(positions, dtype=np.intp)
+        return Candidates(
+            self.row_ids[chosen],
+            self.scores[chosen],
+            self.shards[chosen],
+            self.sources[chosen],
+            [self.hits[position] for position in positions],
+        )
 
 
 def merge(lists: Sequence[CandidateList], top_k: int) -> Candidates:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from shoal.broker.coverage import coverage_of, cut, shards_text
 from shoal.broker.encoding import EncodeStage, QueryVector
 from shoal.broker.fan_out import FanOut, Found, ShardQuery
 from shoal.broker.fetching import FetchStage
+from shoal.broker.grouping import best_documents, best_passages, look_for_documents
 from shoal.broker.merge import Candidates, merge
 from shoal.broker.probe import Probe
 from shoal.broker.reranking import RerankStage
@@ -57,12 +59,20 @@ class Pipeline:
         """Answer a query. Raises ServiceError if there is nothing to answer with."""
         budget = Budget(deadline)
         vector = await self._encode(request, route, query, budget, trace)
-        found = await self._search(request, route, query, vector, budget, trace)
-        candidates = merge([answer.candidates for answer in found.answers], self._depth(query))
+        look = partial(self._search, request, route, vector, budget, trace)
+        if query.per_document:
+            found, candidates = await look_for_documents(query, self._depth(query), look, trace)
+            if self._needed(request, query) == Fill.FILL_TEXT:
+                candidates = candidates.unread()
+        else:
+            depth = self._depth(query)
+            found = await look(depth, self._fill(request, route, query))
+            candidates = merge([answer.candidates for answer in found.answers], depth)
         hits = await self._fetch(request, route, query, found, candidates, budget, trace)
         ranked = self._in_dense_order(found, candidates, hits)
         ranked = await self._rerank(query, ranked, budget, trace)
-        return self._answer(request, route, ranked[: query.top_k], found, trace)
+        best = best_documents if query.per_document else best_passages
+        return self._answer(request, route, best(ranked, query.top_k), found, trace)
 
     def _depth(self, query: Query) -> int:
         """Candidates that are looked at: what is reranked, and no fewer than are wanted."""
@@ -113,17 +123,16 @@ class Pipeline:
         self,
         request: SearchRequest,
         route: IndexRoute,
-        query: Query,
         vector: bytes,
         budget: Budget,
         trace: Trace,
+        depth: int,
+        fill: Fill.ValueType,
     ) -> Found:
         wanted = request.min_table_version
         reached = wanted == 0 or self.probe.reached(route, wanted)
         waits = 0 if reached else wanted
-        shard_query = ShardQuery(
-            vector, self._depth(query), self._fill(request, route, query), waits
-        )
+        shard_query = ShardQuery(vector, depth, fill, waits)
         with _timed(trace, Stage.STAGE_SEARCH):
             found = await self.shards.search(route, shard_query, budget.search())
             if reached and found.is_behind(wanted):

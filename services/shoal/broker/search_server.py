@@ -12,10 +12,11 @@ from google.protobuf.message import DecodeError
 from shoal.broker.answer import Trace, stamp
 from shoal.broker.cache import answer_key
 from shoal.broker.config import BrokerSettings
+from shoal.broker.contexts import ContextStage
 from shoal.broker.pipeline import Pipeline
 from shoal.broker.routes import IndexRoute, Routes
 from shoal.broker.single_flight import SingleFlight
-from shoal.broker.validation import MAX_BATCH, Query, check_search
+from shoal.broker.validation import MAX_BATCH, Query, check_context, check_search
 from shoal.rpc.deadline import Deadline
 from shoal.rpc.errors import InvalidFieldError, ServiceError
 from shoal.v1.errors_pb2 import Reason
@@ -24,6 +25,8 @@ from shoal.v1.search_pb2 import (
     BatchSearchResponse,
     BatchSearchResult,
     CacheState,
+    RetrieveContextRequest,
+    RetrieveContextResponse,
     SearchError,
     SearchRequest,
     SearchResponse,
@@ -35,6 +38,8 @@ from shoal.v1.status import reason_name
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 RETRY_DELAY_S: Final = 0.25
+# Part of a deadline that the search may use where what it finds must be read and glued after it.
+CONTEXT_SEARCH_SHARE: Final = 0.8
 # So much more time may make a better answer.
 ROOM_S: Final = 0.1
 
@@ -48,8 +53,10 @@ class SearchServer(SearchServiceServicer):
         broker_id: str,
         routes: Callable[[], Routes],
         pipeline: Pipeline,
+        contexts: ContextStage,
     ) -> None:
         """routes: gives the routes that are followed now."""
+        self._contexts = contexts
         self._settings, self._broker_id = settings, broker_id
         self._routes, self._pipeline = routes, pipeline
         self._flights: SingleFlight[tuple[SearchResponse, Trace, Deadline]] = SingleFlight()
@@ -75,6 +82,28 @@ class SearchServer(SearchServiceServicer):
             *(self._one_of_many(search, deadline) for search in request.searches)
         )
         return BatchSearchResponse(results=results)
+
+    async def RetrieveContext(
+        self, request: RetrieveContextRequest, context: _Context
+    ) -> RetrieveContextResponse:
+        """Search, and glue what was found."""
+        token_budget, neighbours = check_context(request)
+        deadline = Deadline.of(context, self._settings.default_budget_s)
+        # The texts are read with their neighbours.
+        request.search.omit_text = True
+        found = await self._admitted(request.search, deadline.share(CONTEXT_SEARCH_SHARE))
+        route = self._routes().index(request.search.index)
+        contexts = await self._contexts.glue(route, found, token_budget, neighbours, deadline)
+        response = RetrieveContextResponse(
+            contexts=contexts,
+            token_count=sum(each.token_count for each in contexts),
+            hits_left_out=len(found.hits) - sum(len(each.citations) for each in contexts),
+            coverage=found.coverage,
+            table_version=found.table_version,
+        )
+        if request.search.explain:
+            response.explanation.CopyFrom(found.explanation)
+        return response
 
     async def drained(self) -> None:
         """Take no more searches, and wait until none is under way."""

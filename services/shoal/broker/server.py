@@ -9,6 +9,7 @@ import grpc
 from shoal.broker.cache import Cache
 from shoal.broker.cluster_server import ClusterServer
 from shoal.broker.config import BrokerSettings
+from shoal.broker.contexts import ContextStage
 from shoal.broker.documents_server import DocumentsServer
 from shoal.broker.encoding import EncodeStage
 from shoal.broker.fan_out import FanOut
@@ -16,6 +17,7 @@ from shoal.broker.fetching import FetchStage
 from shoal.broker.indexes_server import IndexesServer
 from shoal.broker.pipeline import Pipeline
 from shoal.broker.probe import Probe
+from shoal.broker.reading import DocumentReader
 from shoal.broker.replicas import Chooser
 from shoal.broker.reranking import RerankStage
 from shoal.broker.routes import Routes, routes_of
@@ -77,10 +79,13 @@ class BrokerService:
             rerankers=self._rerankers,
             probe=self._probe,
         )
-        self._search = SearchServer(settings, self.follower.instance_id, self._routes, pipeline)
+        reader = DocumentReader(shard_servers)
+        self._search = SearchServer(
+            settings, self.follower.instance_id, self._routes, pipeline, ContextStage(reader)
+        )
         search_pb2_grpc.add_SearchServiceServicer_to_server(self._search, server)
         documents_pb2_grpc.add_DocumentServiceServicer_to_server(
-            DocumentsServer(self._routes, writers, shard_servers), server
+            DocumentsServer(self._routes, writers, reader), server
         )
         indexes_pb2_grpc.add_IndexServiceServicer_to_server(
             IndexesServer(board, writers, controllers, self._probe), server

@@ -12,11 +12,17 @@ from shoal.broker.config import BrokerSettings
 from shoal.broker.routes import IndexRoute
 from shoal.rpc.arrays import unit_row
 from shoal.rpc.errors import InvalidFieldError
-from shoal.v1.search_pb2 import SearchRequest
+from shoal.v1.search_pb2 import RetrieveContextRequest, SearchRequest
 
 DEFAULT_TOP_K: Final = 10
 MAX_TOP_K: Final = 1_000
 MAX_RERANKED: Final = 200
+MAX_PER_DOCUMENT: Final = 100
+MIN_CONTEXT_TOKENS: Final = 16
+MAX_CONTEXT_TOKENS: Final = 1_000_000
+DEFAULT_CONTEXT_TOKENS: Final = 2_000
+MAX_NEIGHBOURS: Final = 20
+DEFAULT_NEIGHBOURS: Final = 1
 MAX_QUERY_BYTES: Final = 32_768
 MAX_BATCH: Final = 256
 MAX_ID_BYTES: Final = 512
@@ -39,6 +45,8 @@ class Query:
     top_k: int
     rerank_count: int
     """Candidates to rerank; 0 for none."""
+    per_document: int = 0
+    """Hits of one document at most; 0 if hits are not grouped."""
 
 
 def check_search(request: SearchRequest, route: IndexRoute, settings: BrokerSettings) -> Query:
@@ -62,7 +70,33 @@ def check_search(request: SearchRequest, route: IndexRoute, settings: BrokerSett
     rerank_count = 0
     if text and not request.rerank.disabled:
         rerank_count = request.rerank.candidate_count or settings.rerank_candidates
-    return Query(text, vector, top_k, rerank_count)
+    per_document = 0
+    if request.HasField("group"):
+        per_document = request.group.per_document or 1
+        if per_document > MAX_PER_DOCUMENT:
+            raise InvalidFieldError(
+                "group.per_document",
+                f"is {per_document}; ask for 1 to {MAX_PER_DOCUMENT} hits of a document",
+            )
+    return Query(text, vector, top_k, rerank_count, per_document)
+
+
+def check_context(request: RetrieveContextRequest) -> tuple[int, int]:
+    """Check what is wanted of contexts: the budget of tokens, and neighbours on each side."""
+    if not request.HasField("search"):
+        raise InvalidFieldError("search", "is not set: say what to search for")
+    budget = request.token_budget or DEFAULT_CONTEXT_TOKENS
+    if not MIN_CONTEXT_TOKENS <= budget <= MAX_CONTEXT_TOKENS:
+        raise InvalidFieldError(
+            "token_budget",
+            f"is {budget}; give {MIN_CONTEXT_TOKENS} to {MAX_CONTEXT_TOKENS:,} tokens",
+        )
+    neighbours = request.neighbours if request.HasField("neighbours") else DEFAULT_NEIGHBOURS
+    if neighbours > MAX_NEIGHBOURS:
+        raise InvalidFieldError(
+            "neighbours", f"is {neighbours}; at most {MAX_NEIGHBOURS} come along"
+        )
+    return budget, neighbours
 
 
 def _check_text(text: str) -> str:

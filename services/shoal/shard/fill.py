@@ -169,13 +169,17 @@ def read_documents(
     columns = {name: rows.column(name).to_pylist() for name in _DOCUMENT_COLUMNS} | times
     documents: dict[str, StoredDocument] = {}
     texts: dict[str, list[str]] = {}
+    reaches: dict[str, int] = {}
     for at, document_id in enumerate(columns[schema.DOCUMENT_ID]):
         if document_id not in documents:
             documents[document_id] = _document(columns, at)
         documents[document_id].passages.add(
             start=columns[schema.SPAN_START][at], end=columns[schema.SPAN_END][at]
         )
-        texts.setdefault(document_id, []).append(columns[schema.TEXT][at])
+        parts, reached = texts.setdefault(document_id, []), reaches.get(document_id, 0)
+        # A passage may begin with the end of the one before.
+        parts.append(columns[schema.TEXT][at][reached - columns[schema.SPAN_START][at] :])
+        reaches[document_id] = columns[schema.SPAN_END][at]
     for document_id, document in documents.items():
         document.text = "".join(texts[document_id])
     return [documents[document_id] for document_id in order if document_id in documents]

@@ -33,7 +33,7 @@ class DocumentRows:
     content_hash: bytes
     # Microseconds since 1970, UTC.
     created_at_us: int
-    # One or more; their texts, put together, are the document's.
+    # One or more, which cover the document's text.
     passages: Sequence[PassageSpan]
     # Unit vectors: float32 [passages, dimension].
     vectors: NDArray[np.float32]

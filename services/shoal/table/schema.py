@@ -23,7 +23,8 @@ SLOT: Final = "slot"
 # True in the one row that a deletion appends; such a row has no vector, text, hash or span.
 TOMBSTONE: Final = "tombstone"
 TITLE: Final = "title"
-# The document's text[span_start:span_end]. The passages of a document tile its text.
+# The document's text[span_start:span_end]. The passages of a document cover its text, in order,
+# without gaps; each may begin with the end of the one before.
 TEXT: Final = "text"
 # In code points of the document's text.
 SPAN_START: Final = "span_start"

@@ -92,8 +92,12 @@ class Preparer:
             return PreparedDocument(request.number, document, [whole], ())
         title, title_tokens = self._shown_title(document.title)
         room = self._measure.model_tokens - _EXTRA_TOKENS - title_tokens
+        max_tokens = max(1, min(self._settings.passage_tokens, room))
         bounds = SplitBounds(
-            max(1, min(self._settings.passage_tokens, room)), self._settings.passage_chars
+            max_tokens,
+            self._settings.passage_chars,
+            # Where a title leaves little room, half of it is still for what is new.
+            min(self._settings.passage_overlap_tokens, max_tokens // 2),
         )
         shown = shown_to_models(document.text)
         spans = split_text(document.text, bounds, self._measure.tokens)

@@ -1,9 +1,10 @@
 """Where does a long text part into passages?
 
 At paragraphs if possible, else at sentences, else between words, else anywhere but within a
-character that the reader sees as one. The passages tile the text. Their lengths are even: a text of
-230 tokens becomes two of about 115, not one of 220 and a rest that says nothing. Positions are code
-points. Time and memory are linear in the text.
+character that the reader sees as one. The passages tile the text, or each repeats the last
+sentences of the one before. Their lengths are even: a text of 230 tokens becomes two of about 115,
+not one of 220 and a rest that says nothing. Positions are code points. Time and memory are linear
+in the text.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -36,16 +38,6 @@ _SENTENCE: Final = re.compile(
 )
 _WORD: Final = re.compile(r"\s+|[\uff0c\u3001\uff1b\uff1a]\s*")
 
-# Letters of scripts that a tokenizer takes one by one, pieces of words, and single marks.
-_ROUGH_TOKEN: Final = re.compile(
-    r"[\u2e80-\u9fff\uac00-\ud7af\u3040-\u30ff\U00020000-\U0003ffff]|[A-Za-z0-9]{1,7}|[^\W_]{1,3}|[^\w\s]|_"
-)
-
-
-def rough_tokens(text: str) -> list[tuple[int, int]]:
-    """Guess the tokens of a text, for want of a tokenizer: rather too many than too few."""
-    return [match.span() for match in _ROUGH_TOKEN.finditer(text)]
-
 
 @dataclass(frozen=True)
 class SplitBounds:
@@ -54,24 +46,58 @@ class SplitBounds:
     max_tokens: int
     # Code points.
     max_chars: int
+    # Tokens of the passage before that a passage begins with, at most; part of its own bounds.
+    overlap_tokens: int = 0
 
 
 def split_text(text: str, bounds: SplitBounds, tokens: TokenOffsets) -> list[tuple[int, int]]:
-    """Split a text into passages: (start, end) in code points, which tile it.
+    """Split a text into passages: (start, end) in code points, which cover it.
 
     text: not empty. No passage is empty; one exceeds a bound only where a single character does.
+    They tile the text, but for the overlap that each has with the one before.
     """
     starts = np.fromiter((start for start, _ in tokens(text)), dtype=np.int64)
     if len(starts) <= bounds.max_tokens and len(text) <= bounds.max_chars:
         return [(0, len(text))]
     boundaries = [_ends(pattern, text) for pattern in (_PARAGRAPH, _SENTENCE, _WORD)]
-    spans: list[tuple[int, int]] = []
+    room = replace(bounds, max_tokens=max(1, bounds.max_tokens - bounds.overlap_tokens))
+    tiles: list[tuple[int, int]] = []
     position = 0
     while position < len(text):
-        end = _next_end(text, position, bounds, starts, boundaries)
-        spans.append((position, end))
+        end = _next_end(text, position, room, starts, boundaries)
+        tiles.append((position, end))
         position = end
-    return spans
+    if bounds.overlap_tokens == 0 or len(starts) == 0:
+        return tiles
+    return tiles[:1] + [
+        (_reach_back(text, before, tile, bounds, starts, boundaries), tile[1])
+        for (before, _), tile in pairwise(tiles)
+    ]
+
+
+def _reach_back(
+    text: str,
+    before: int,
+    tile: tuple[int, int],
+    bounds: SplitBounds,
+    starts: NDArray[np.int64],
+    boundaries: Sequence[NDArray[np.int64]],
+) -> int:
+    """Where a passage begins that repeats the end of the one before, which begins at `before`.
+
+    At a sentence if one begins within the overlap, else at a word, else at a character.
+    """
+    start, end = tile
+    first = int(np.searchsorted(starts, start))
+    earliest = int(starts[max(0, first - bounds.overlap_tokens)])
+    earliest = max(earliest, before, end - bounds.max_chars)
+    if earliest >= start:
+        return start
+    for ends in boundaries[1:]:
+        inside = ends[np.searchsorted(ends, earliest) : np.searchsorted(ends, start)]
+        if len(inside):
+            return _whole_character(text, int(inside[0]), before)
+    return start
 
 
 def _ends(pattern: re.Pattern[str], text: str) -> NDArray[np.int64]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from shoal.writer.splitting import TokenOffsets, rough_tokens
+from shoal.rpc.tokens import rough_tokens
+from shoal.writer.splitting import TokenOffsets
 
 # What all-MiniLM-L6-v2 reads, and most of its kind.
 DEFAULT_MODEL_TOKENS: Final = 256
