@@ -97,6 +97,8 @@ class Builds:
         self._running: dict[str, _Running] = {}
         self._failed: dict[str, Building] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        # Of all builds together: those of many indexes wait for one another.
+        self._alone = asyncio.Semaphore(1)
         self._encoding = asyncio.Semaphore(limits.encode_tasks)
 
     def seen(self) -> Mapping[str, Building]:
@@ -214,22 +216,34 @@ class Builds:
             del self._running[uid]
 
     async def _run_steps(self, job: BuildJob) -> Verified:
-        await self._runner.run_step("train", job)
+        async with self._alone:
+            await self._runner.run_step("train", job)
+        await self._encode(job)
+        async with self._alone:
+            verified: Verified = await self._runner.run_step("verify", job)
+        return verified
+
+    async def _encode(self, job: BuildJob) -> None:
+        """Encode all shards. If one fails no other is begun, and those that run are waited for.
+
+        Otherwise they would go on to write files after those of the build were removed.
+        """
         # One thread each: as many run at once as there are cores to spare.
         alone = replace(job, threads=1)
+        failures: list[StepFailedError] = []
 
         async def encode(shard: int) -> None:
             async with self._encoding:
-                await self._runner.run_step("encode", alone, shard)
+                if failures:
+                    return
+                try:
+                    await self._runner.run_step("encode", alone, shard)
+                except StepFailedError as error:
+                    failures.append(error)
 
-        encoding = [asyncio.ensure_future(encode(shard)) for shard in range(job.shard_count)]
-        try:
-            await asyncio.gather(*encoding)
-        finally:
-            for each in encoding:
-                each.cancel()
-        verified: Verified = await self._runner.run_step("verify", job)
-        return verified
+        await asyncio.gather(*(encode(shard) for shard in range(job.shard_count)))
+        if failures:
+            raise failures[0]
 
     async def _tell(self, uid: str, ended: IndexVersion, codebook_uri: str = "") -> bool:
         """Tell the writer how a build ended, until it has heard. False if it does not want it."""

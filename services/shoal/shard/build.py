@@ -59,6 +59,8 @@ TOP_K: Final = 10
 VERIFIED_QUERIES: Final = 200
 # Smaller files are checked by their checksum here; larger ones are checked as they are loaded.
 _HASHED_UP_TO_BYTES: Final = 1 << 20
+# Queries that are searched at once: each may have thousands of candidates to score again.
+_BLOCK_QUERIES: Final = 16
 # Times that the table's old versions may be cleaned under a step.
 _ATTEMPTS: Final = 3
 
@@ -313,12 +315,14 @@ def _recall(
         _without(each.entry.shard, main, held_out, job.dimension)
         for each, main in zip(shards, mains, strict=True)
     ]
-    ranking, failures = search(
-        targets, codebook, held_out.vectors, TOP_K, shard_count=job.shard_count
-    )
-    if failures:
-        raise VerificationError(f"shards cannot be searched: {failures}")
-    return truth.recall(ranking.row_ids)
+    found = []
+    for first in range(0, len(held_out.vectors), _BLOCK_QUERIES):
+        queries = held_out.vectors[first : first + _BLOCK_QUERIES]
+        ranking, failures = search(targets, codebook, queries, TOP_K, shard_count=job.shard_count)
+        if failures:
+            raise VerificationError(f"shards cannot be searched: {failures}")
+        found.append(ranking.row_ids)
+    return truth.recall(np.concatenate(found))
 
 
 def _without(shard: int, main: Main, held_out: HeldOut, dimension: int) -> Target:

@@ -71,6 +71,8 @@ _SURE: Final = 1.645
 # Scores closer than this are the same: which of two equal neighbours is found does not matter.
 _SAME_SCORE: Final = 1e-6
 _BLOCK_QUERIES: Final = 32
+# Exact neighbours beyond those wanted: copies of a passage tie with the last one.
+_TIES: Final = 28
 
 
 class TooFewPassagesError(ValueError):
@@ -264,16 +266,17 @@ def _measure(measured: _Measured, wide: WideCode, target: float) -> list[_Tried]
     """Find the cheapest parameters for each of `TOP_KS`; the best ones where none suffice."""
     list_count = measured.lists.nlist
     top_ks = [top_k for top_k in TOP_KS if top_k <= len(measured.base)]
-    exact, _ = faiss.knn(
-        measured.held_out, measured.base, max(top_ks), metric=faiss.METRIC_INNER_PRODUCT
-    )
+    depth = min(max(top_ks) + _TIES, len(measured.base))
+    truth = faiss.knn(measured.held_out, measured.base, depth, metric=faiss.METRIC_INNER_PRODUCT)
+    # Once for all: over all that is tried, each candidate would be encoded a dozen times.
+    codes = wide.encode(measured.base)
     codes_per_list = len(measured.base) / list_count
     tried: dict[int, list[_Tried]] = {top_k: [] for top_k in top_ks}
     for nprobe in [*(each for each in NPROBES if each < list_count), list_count]:
         scan_ns = nprobe * (_LIST_NS + codes_per_list * _CODE_NS)
         if all(_cheapest(tried[top_k], target) < scan_ns for top_k in top_ks):
             break
-        for floor, point in _recalls(measured, wide, exact, nprobe, top_ks):
+        for floor, point in _recalls(measured, wide, codes, truth, nprobe, top_ks):
             refine_ns = point.top_k * point.refine_factor * _REFINED_NS
             tried[point.top_k].append(_Tried(scan_ns + refine_ns, floor, point))
     return [_pick(tried[top_k], target) for top_k in top_ks]
@@ -293,11 +296,13 @@ def _pick(tried: list[_Tried], target: float) -> _Tried:
 def _recalls(
     measured: _Measured,
     wide: WideCode,
-    exact: NDArray[np.float32],
+    codes: NDArray[Any],
+    truth: tuple[NDArray[np.float32], NDArray[np.int64]],
     nprobe: int,
     top_ks: list[int],
 ) -> Iterator[tuple[float, OperatingPoint]]:
     """Measure every refine factor at one nprobe: the lists are searched once for all of them."""
+    exact, exact_rows = truth
     limit = min(MAX_CANDIDATES, len(measured.base))
     pairs = [
         (top_k, factor)
@@ -312,12 +317,9 @@ def _recalls(
         block = slice(first, first + _BLOCK_QUERIES)
         queries = measured.held_out[block]
         _, found = measured.lists.search(queries, limit, params=parameters)
-        vectors = measured.base[found]
-        true = np.matmul(vectors, queries[:, :, None])[:, :, 0]
-        refined = wide.scores(
-            queries, wide.encode(vectors.reshape(-1, vectors.shape[2])).reshape(vectors.shape)
-        )
-        true[found < 0] = refined[found < 0] = -np.inf
+        true = _true_scores(found, exact_rows[block], exact[block])
+        refined = wide.scores(queries, codes[found])
+        refined[found < 0] = -np.inf
         for top_k, factor in pairs:
             chosen = np.argsort(-refined[:, : top_k * factor], axis=1)[:, :top_k]
             reached = np.take_along_axis(true, chosen, axis=1)
@@ -329,6 +331,15 @@ def _recalls(
             top_k=top_k, nprobe=nprobe, refine_factor=factor, recall=round(recall, 6)
         )
         yield measured.floor(each), point
+
+
+def _true_scores(
+    found: NDArray[np.int64], exact_rows: NDArray[np.int64], exact: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Scores of what was found, [n, k], that is among the exact neighbours; -inf for the rest."""
+    same = found[:, :, None] == exact_rows[:, None, :]
+    scores = np.take_along_axis(exact, same.argmax(axis=2), axis=1)
+    return np.where(same.any(axis=2), scores, np.float32(-np.inf))
 
 
 __all__ = ["Manifest", "should_train", "train_codebook"]
