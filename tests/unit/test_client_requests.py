@@ -136,6 +136,7 @@ def test_only_calls_without_side_effects_are_retried():
         "shoal.v1.DocumentService/GetDocuments",
         "shoal.v1.SearchService/RetrieveContext",
         "shoal.v1.IndexService/ListIndexes",
+        "shoal.v1.IndexService/ListIndexVersions",
         "shoal.v1.IndexService/DescribeIndex",
         "shoal.v1.ClusterService/GetClusterStatus",
     }
