@@ -79,7 +79,8 @@ class Process:
         """Wait until every shard has a snapshot."""
         async with asyncio.timeout(PATIENCE_S):
             while (
-                len(list(self.snapshots.rglob("shard-*/manifest.json"))) < self.wanted.shard_count
+                len(list(self.snapshots.glob("*/*/shard-*/manifest.json")))
+                < self.wanted.shard_count
             ):
                 await asyncio.sleep(0.05)
 
