@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from shoal.internal.v1.topology_pb2 import IndexPlacement, Layout, ShardPlacement, Topology
+from shoal.lexical.analysis import DEFAULT_ANALYZER, analyzer_of, pack_terms
 from shoal.table.rows import DocumentRows, Operation, PassageSpan, Tombstone, build_batch
 from shoal.table.table import PassageTable
 
@@ -84,6 +85,7 @@ class Corpus:
                 created_at_us=1_700_000_000_000_001,
                 passages=_spans(stored.texts),
                 vectors=stored.vectors,
+                terms=[_terms(f"{stored.title}\n{text}") for text in stored.texts],
             )
             for document_id, stored in upserts.items()
         ]
@@ -127,6 +129,12 @@ class Corpus:
     def passage_count(self) -> int:
         """Passages that should be found."""
         return sum(len(stored.texts) for stored in self.present.values())
+
+
+def _terms(text: str) -> bytes:
+    analyzer = analyzer_of(DEFAULT_ANALYZER)
+    assert analyzer is not None
+    return pack_terms(analyzer.terms(text))
 
 
 def _spans(texts: list[str]) -> list[PassageSpan]:

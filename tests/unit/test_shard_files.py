@@ -106,7 +106,7 @@ def test_every_flipped_byte_is_found(stored):
     _, codebook, _, folder = stored
     (place,) = folder.folder.iterdir()
     names = sorted(path.name for path in place.iterdir())
-    assert len(names) == (6 if codebook is None else 8)
+    assert len(names) == (11 if codebook is None else 13)
     random = np.random.default_rng(0)
     for path in place.iterdir():
         whole = path.read_bytes()

@@ -10,12 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from shoal.internal.v1.shard_pb2 import (
     CandidateList,
+    CountTermsResponse,
     FetchDocumentsResponse,
     FetchPassagesResponse,
     Fill,
     SearchShardsResponse,
     ShardState,
 )
+from shoal.lexical.analysis import Analyzer
 from shoal.rpc.arrays import UINT64, pack
 from shoal.rpc.errors import ServiceError
 from shoal.shard.fill import (
@@ -26,6 +28,7 @@ from shoal.shard.fill import (
     write_references,
 )
 from shoal.shard.held import HeldLayout
+from shoal.shard.lexical_leg import LexicalLeg, Words, count_terms, statistics_of, write_statistics
 from shoal.shard.search import Ranking, Target, search
 from shoal.table.table import PassageTable
 from shoal.v1.errors_pb2 import Reason
@@ -60,6 +63,8 @@ class Searching:
     layout: HeldLayout
     queries: NDArray[np.float32]
     top_ks: Sequence[int]
+    # None if no query has words.
+    words: Words | None = None
 
     def blocks(self, threads: int) -> list[Block]:
         """Divide the queries: one that wants many results must not make the others pay for it."""
@@ -86,6 +91,12 @@ class Searching:
             block.top_k,
             shard_count=self.layout.id.shard_count,
         )
+        if self.words is not None:
+            leg = LexicalLeg(self.targets, self.layout.codebook)
+            words = self.words.read(block.queries, self.targets)
+            top_ks = [self.top_ks[at] for at in block.queries]
+            ranking = leg.widened(ranking, queries, words, top_ks)
+            failures |= leg.failures
         return Found(block, ranking, failures)
 
 
@@ -166,6 +177,18 @@ def add_content(
 def _row_ids(result: CandidateList) -> list[int]:
     row_ids: list[int] = np.frombuffer(result.row_ids, dtype=UINT64).tolist()
     return row_ids
+
+
+def count_texts(
+    targets: Sequence[Target], texts: Sequence[str], analyzer: Analyzer | None
+) -> CountTermsResponse:
+    """Count the terms of texts in shards; nothing if the table has no terms."""
+    response = CountTermsResponse(shards=[target.shard for target in targets])
+    for text in texts if analyzer is not None else ():
+        assert analyzer is not None
+        terms, _ = count_terms(analyzer, text)
+        response.statistics.append(write_statistics(statistics_of(targets, terms), terms))
+    return response
 
 
 def fetch_passages(

@@ -17,7 +17,7 @@ from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 from numpy.typing import NDArray
 from shoal.internal.v1.shard_pb2 import CandidateList, StoredDocument
-from shoal.rpc.arrays import FLOAT32, UINT32, UINT64
+from shoal.rpc.arrays import FLOAT32, UINT32, UINT64, pack
 from shoal.shard.directory import Directory, Positions, TailDirectory
 from shoal.shard.search import Ranking, Target
 from shoal.table import schema
@@ -119,7 +119,10 @@ def write_lists(
     row_ids = ranking.row_ids.astype(UINT64, copy=False)
     shards = shard_of_part[ranking.parts]
     for at, (result, top_k) in enumerate(zip(results, top_ks, strict=True)):
-        end = min(top_k, counts[at])
+        lexical = ranking.lexical[at] if ranking.lexical else None
+        # With words there are up to `top_k` of either kind, and no more.
+        end = min(top_k, counts[at]) if lexical is None else counts[at]
+        result.lexical_scores = b"" if lexical is None else pack(lexical, FLOAT32)
         result.row_ids = row_ids[at, :end].tobytes()
         result.scores = scores[at, :end].tobytes()
         result.shards = shards[at, :end].tobytes()

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 from shoal.shard.directory import Records, TailDirectory, grown
+from shoal.shard.postings import CountedTerms, TailPostings, no_terms
 from shoal.shard.segment import Found, search_exact
 from shoal.shard.tombstones import Live
 
@@ -24,6 +25,7 @@ class LiveTail:
     def __init__(self, dimension: int) -> None:
         """Start empty."""
         self.directory = TailDirectory()
+        self.postings = TailPostings()
         self._vectors = np.empty((0, dimension), dtype=np.float32)
 
     @property
@@ -34,18 +36,26 @@ class LiveTail:
     @property
     def memory_bytes(self) -> int:
         """Bytes that it takes."""
-        return self._vectors.nbytes + self.directory.memory_bytes
+        return self._vectors.nbytes + self.directory.memory_bytes + self.postings.memory_bytes
 
     def vectors(self, count: int) -> NDArray[np.float32]:
         """The first `count` vectors; they do not change."""
         return self._vectors[:count]
 
-    def append(self, vectors: NDArray[np.float32], records: Records, ids: Sequence[str]) -> None:
-        """Add passages at the end."""
-        assert len(vectors) == len(records) == len(ids)
+    def append(
+        self,
+        vectors: NDArray[np.float32],
+        records: Records,
+        ids: Sequence[str],
+        counted: CountedTerms | None = None,
+    ) -> None:
+        """Add passages at the end. counted: their terms; None if they are not known."""
+        counted = counted or no_terms(len(ids))
+        assert len(vectors) == len(records) == len(ids) == len(counted.counts)
         count = self.count
         self._vectors = grown(self._vectors, count, len(vectors))
         self._vectors[count : count + len(vectors)] = vectors
+        self.postings.append(counted)
         self.directory.append(records, ids)
 
     def search(self, queries: NDArray[np.float32], k: int, live: Live) -> Found:

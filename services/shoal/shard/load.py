@@ -15,10 +15,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from shoal.shard.codes import Codebook
 from shoal.shard.directory import COLUMNS, Directory, Positions, find_rows, hash_ids, records_of
-from shoal.shard.segment import Segment, SegmentBuilder
+from shoal.shard.postings import PostingsBuilder, counted_of
+from shoal.shard.segment import SegmentBuilder
 from shoal.shard.shard import Main
 from shoal.table import schema
-from shoal.table.cursor import EMPTY_CURSOR
+from shoal.table.cursor import EMPTY_CURSOR, Cursor
 from shoal.table.present import present_rows
 from shoal.table.slots import slot_range
 from shoal.table.table import PassageTable, vectors_of
@@ -36,6 +37,8 @@ class _Part:
     # Sorted, to find a row's place in `rows` by.
     row_ids: NDArray[np.uint64]
     order: NDArray[np.uint32]
+    # None if the table has no terms.
+    postings: PostingsBuilder | None
     # Places in `rows`, in the order in which their vectors came.
     arrived: list[Positions] = field(default_factory=list)
 
@@ -71,17 +74,18 @@ def build_runs(
     slots = (min(first for first, _ in runs), max(end for _, end in runs))
     columns = (*COLUMNS, schema.SEQUENCE, schema.SLOT, schema.TOMBSTONE)
     batches, cursor = table.changes(EMPTY_CURSOR, columns, slots=slots)
-    parts = _divide(present_rows(batches), codebook, table.dimension, runs)
-    for batch in table.scan((), slots=slots, with_vectors=True):
+    parts = _divide(present_rows(batches), codebook, table, runs)
+    terms = (schema.TERMS,) if table.analyzer else ()
+    for batch in table.scan(terms, slots=slots, with_vectors=True):
         for part in parts:
             _take_vectors(part, batch, table.dimension, observe)
-    return [Main(*_finish(part), cursor) for part in parts]
+    return [_finish(part, cursor) for part in parts]
 
 
 def _divide(
     present: pa.Table | None,
     codebook: Codebook | None,
-    dimension: int,
+    table: PassageTable,
     runs: Sequence[tuple[int, int]],
 ) -> list[_Part]:
     parts = []
@@ -90,8 +94,10 @@ def _divide(
         slots = rows.column(schema.SLOT).to_numpy()
         rows = rows.filter(pa.array((slots >= first) & (slots < end)))
         row_ids = rows.column(schema.ROW_ID).to_numpy()
-        builder = SegmentBuilder(codebook, dimension, rows.num_rows)
-        parts.append(_Part(rows, builder, row_ids, np.argsort(row_ids).astype(np.uint32)))
+        builder = SegmentBuilder(codebook, table.dimension, rows.num_rows)
+        order = np.argsort(row_ids).astype(np.uint32)
+        postings = PostingsBuilder() if table.analyzer else None
+        parts.append(_Part(rows, builder, row_ids, order, postings))
     return parts
 
 
@@ -108,13 +114,16 @@ def _take_vectors(part: _Part, batch: pa.RecordBatch, dimension: int, observe: O
     if wanted.any():
         vectors = vectors_of(batch.column(schema.VECTOR).filter(pa.array(wanted)), dimension)
         part.builder.add(vectors)
+        if part.postings is not None:
+            part.postings.add(counted_of(batch.filter(pa.array(wanted))))
         part.arrived.append(places[wanted])
         observe(row_ids[wanted], vectors)
 
 
-def _finish(part: _Part) -> tuple[Segment, Directory]:
+def _finish(part: _Part, cursor: Cursor) -> Main:
     arrived = np.concatenate([np.empty(0, dtype=np.int64), *part.arrived])
     rows = part.rows.take(pa.array(arrived))
     ids = rows.column(schema.DOCUMENT_ID).cast(pa.large_string()).combine_chunks()
     directory = Directory(records_of(rows), ids, hash_ids(ids.to_pylist()))
-    return part.builder.finish(), directory
+    postings = None if part.postings is None else part.postings.finish()
+    return Main(part.builder.finish(), directory, cursor, postings)

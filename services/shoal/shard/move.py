@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from shoal.shard import directory, segment
+from shoal.shard import directory, postings, segment
 from shoal.shard.live_tail import LiveTail
 from shoal.shard.segment import IvfPqSegment
 from shoal.shard.shard import Main, Shard, View
@@ -72,6 +72,7 @@ def assembled(pieces: Sequence[Piece], dimension: int, fold_at_passages: int) ->
         segment.gathered([(_on_cpu(each.segment), mask) for each, mask in mains]),
         directory.gathered([(each.directory, mask) for each, mask in mains]),
         _least([each.cursor for each, _ in mains]),
+        _postings_of(mains),
     )
     tail = LiveTail(dimension)
     for piece in pieces:
@@ -79,6 +80,12 @@ def assembled(pieces: Sequence[Piece], dimension: int, fold_at_passages: int) ->
             _carry(piece, piece.source.view, tail)
     cursor = _least([piece.source.cursor for piece in pieces])
     return Shard(main, dimension, fold_at_passages, (tail, cursor))
+
+
+def _postings_of(mains: Sequence[tuple[Main, NDArray[np.bool_]]]) -> postings.Postings | None:
+    """The terms of them all; None if there is one whose terms are not known."""
+    parts = [(each.postings, mask) for each, mask in mains if each.postings is not None]
+    return postings.gathered(parts) if len(parts) == len(mains) else None
 
 
 def _wanted(piece: Piece) -> NDArray[np.bool_]:
@@ -107,7 +114,8 @@ def _carry(piece: Piece, view: View, tail: LiveTail) -> None:
     slots = slots_of(old.ids[:count]).astype(np.int64)
     chosen = np.flatnonzero(view.tail_live.mask() & _within(slots, piece.slots))
     vectors = view.tail.vectors(count)[chosen]
-    tail.append(vectors, old.records[chosen], old.ids_at(chosen))
+    counted = view.tail.postings.first(count).counted(np.isin(np.arange(count), chosen))
+    tail.append(vectors, old.records[chosen], old.ids_at(chosen), counted)
 
 
 def _least(cursors: Sequence[Cursor]) -> Cursor:

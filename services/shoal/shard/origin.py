@@ -180,6 +180,9 @@ class _Maker:
             yield from sorted(path for path in shared.iterdir() if path != own and path.is_dir())
 
     def _suits(self, main: Main, shard_count: int) -> bool:
+        if (main.postings is None) == bool(self._table.analyzer):
+            _log.info("a stored segment of %s has no terms, or others", self._layout.id)
+            return False
         expected_rows = 2 * main.directory.count * shard_count + _MAX_CATCH_UP_ROWS
         if main.cursor.version > self._table.version or self._table.row_count > expected_rows:
             _log.info("a stored segment of %s does not suit the table", self._layout.id)

@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 from shoal.internal.v1.shard_pb2 import (
+    CountTermsRequest,
     FetchDocumentsRequest,
     FetchPassagesRequest,
     Fill,
@@ -52,10 +53,24 @@ def check_search(request: SearchShardsRequest) -> None:
     for at, fill in enumerate(request.fill):
         if fill not in _FILLS:
             raise InvalidFieldError(f"fill[{at}]", f"{fill} is no fill that this server knows")
+    if len(request.lexical) not in (0, count):
+        raise InvalidFieldError(
+            "lexical", f"has {len(request.lexical)} entries for {count} queries: give one a query"
+        )
     _check_shards(request)
 
 
-def _check_shards(request: SearchShardsRequest) -> None:
+def check_count(request: CountTermsRequest) -> None:
+    """A count of terms."""
+    check_layout(request.layout)
+    if not 1 <= len(request.texts) <= MAX_QUERY_COUNT:
+        raise InvalidFieldError(
+            "texts", f"must be 1 to {MAX_QUERY_COUNT}, not {len(request.texts)}"
+        )
+    _check_shards(request)
+
+
+def _check_shards(request: SearchShardsRequest | CountTermsRequest) -> None:
     if not request.shards:
         raise InvalidFieldError("shards", "must name at least one shard")
     seen: set[int] = set()

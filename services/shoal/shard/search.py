@@ -51,6 +51,8 @@ class Ranking:
     # 2 x the index of the target, and 1 more for its tail.
     parts: NDArray[np.int64]
     positions: NDArray[np.int64]
+    # Lexical scores of each query's candidates; None where it has no words, or none were looked at.
+    lexical: Sequence[NDArray[np.float32] | None] = ()
 
 
 class _Search:

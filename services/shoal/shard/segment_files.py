@@ -3,6 +3,8 @@
     segment     exact: vectors.npy
                 ivf_pq: lists.bin (packed codes and ids), list_sizes.npy, wide.npy
     directory   records.npy, ids.arrow, sorted_hashes.npy, hash_order.npy, maybe row_order.npy
+    postings    terms.npy, term_offsets.npy, posting_positions.npy, posting_frequencies.npy,
+                lengths.npy: none of them if the table has no terms
 
 All can be mapped: a shard that was read costs no memory until it is searched, and then the parts
 that searches touch, which the system may take back. A further kind of segment is a further entry in
@@ -20,6 +22,7 @@ import pyarrow as pa
 from shoal.shard.codes import Codebook
 from shoal.shard.directory import RECORD, Directory
 from shoal.shard.lists import map_lists, write_lists
+from shoal.shard.postings import EMPTY_POSTINGS, Postings
 from shoal.shard.segment import ExactSegment, IvfPqSegment, Segment
 from shoal.shard.segment_folder import FolderReader, FolderWriter, SegmentDamagedError
 
@@ -78,6 +81,24 @@ def read_directory(reader: FolderReader) -> Directory:
     if records.dtype != RECORD:
         raise ValueError("its records are of another release")
     return Directory(records, ids, np.empty(0, np.uint64), columns)
+
+
+def write_postings(postings: Postings | None, writer: FolderWriter) -> None:
+    """Write the files of postings, if there are any. Raises OSError."""
+    if postings is not None:
+        for name, column in postings.columns().items():
+            writer.array(name, column)
+
+
+def read_postings(reader: FolderReader) -> Postings | None:
+    """Read the files of postings, which were checked; None if there are none.
+
+    Raises ValueError, OSError.
+    """
+    names = EMPTY_POSTINGS.columns()
+    if not reader.has_array(next(iter(names))):
+        return None
+    return Postings.of_columns({name: reader.array(name) for name in names})
 
 
 def _write_exact(segment: ExactSegment, writer: FolderWriter) -> None:

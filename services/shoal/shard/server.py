@@ -11,6 +11,8 @@ from typing import Any, Final, TypeVar
 import grpc
 from shoal.internal.v1.shard_pb2 import (
     DESCRIPTOR,
+    CountTermsRequest,
+    CountTermsResponse,
     DescribeShardsRequest,
     DescribeShardsResponse,
     FetchDocumentsRequest,
@@ -27,6 +29,7 @@ from shoal.internal.v1.shard_pb2_grpc import (
     add_ShardServiceServicer_to_server,
 )
 from shoal.internal.v1.topology_pb2 import PublishTopologyResponse, Topology
+from shoal.lexical.analysis import Analyzer, analyzer_of
 from shoal.rpc.deadline import Deadline
 from shoal.rpc.errors import ServiceError
 from shoal.rpc.topology import RefusedTopologyError, TopologyFollower
@@ -37,6 +40,7 @@ from shoal.shard.follow import IndexFollower
 from shoal.shard.held import HeldLayout, LayoutId
 from shoal.shard.holdings import Holdings
 from shoal.shard.kernel import faiss
+from shoal.shard.lexical_leg import words_of
 from shoal.shard.search import Target
 from shoal.table.slots import shard_of, slots_of
 from shoal.table.table import PassageTable
@@ -124,7 +128,8 @@ class ShardService(ShardServiceServicer):
             _targets(layout, shards)  # Waiting is for shards that can be searched at all.
             await self._wait_for(follower, layout, shards, request.min_table_version, deadline)
             targets = _targets(layout, shards)
-            searched = answer.Searching(targets, layout, queries, list(request.top_k))
+            words = words_of(request.lexical, _analyzer(follower))
+            searched = answer.Searching(targets, layout, queries, list(request.top_k), words)
             blocks = searched.blocks(self._settings.threads)
             respond = partial(answer.respond, shards, searched, fills=request.fill)
             # One turn of a thread, where one will do: each more costs as much as ten passages.
@@ -144,6 +149,15 @@ class ShardService(ShardServiceServicer):
                     lambda: answer.add_content(table, response, request.fill, wanted), deadline
                 )
             return response
+
+    async def CountTerms(self, request: CountTermsRequest, context: _Context) -> CountTermsResponse:
+        """Count the terms of texts."""
+        deadline = Deadline.of(context)
+        requests.check_count(request)
+        follower, layout = self._find(request.layout)
+        targets = _targets(layout, list(request.shards))
+        analyzer, texts = _analyzer(follower), list(request.texts)
+        return await self._search(lambda: answer.count_texts(targets, texts, analyzer), deadline)
 
     async def FetchPassages(
         self, request: FetchPassagesRequest, context: _Context
@@ -281,6 +295,11 @@ def _targets(
         why = "; ".join(state.message for state in states if not state.ready)
         raise ServiceError(Reason.REASON_NOT_READY, f"{why}: ask another replica, or again")
     return targets
+
+
+def _analyzer(follower: IndexFollower) -> Analyzer | None:
+    """What makes the terms of the index; None if its table has none, or none of this release's."""
+    return analyzer_of(_table(follower).analyzer)
 
 
 def _table(follower: IndexFollower) -> PassageTable:

@@ -27,6 +27,8 @@ from shoal.shard.directory import (
     records_of,
 )
 from shoal.shard.live_tail import LiveTail
+from shoal.shard.postings import Postings, counted_of
+from shoal.shard.postings import gathered as gathered_postings
 from shoal.shard.segment import Segment
 from shoal.shard.tombstones import Live
 from shoal.table import schema
@@ -52,6 +54,8 @@ class Main:
     directory: Directory
     # Everything up to it is in here.
     cursor: Cursor
+    # The terms of the passages; None if the table has none.
+    postings: Postings | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,8 @@ class View:
     def memory_bytes(self) -> int:
         """Bytes of vectors, codes and directory."""
         main = self.main.segment.memory_bytes + self.main.directory.memory_bytes
-        return main + self.tail.memory_bytes
+        postings = self.main.postings
+        return main + self.tail.memory_bytes + (0 if postings is None else postings.memory_bytes)
 
     def find_documents(
         self, document_ids: Sequence[str]
@@ -185,7 +190,7 @@ class Shard:
         """Add rows to the tail, and return how many documents they are."""
         ids = rows.column(schema.DOCUMENT_ID)
         vectors = vectors_of(rows.column(schema.VECTOR), self._dimension)
-        tail.append(vectors, records_of(rows), ids.to_pylist())
+        tail.append(vectors, records_of(rows), ids.to_pylist(), counted_of(rows))
         return len(ids.unique())
 
     def fold(self, place: Callable[[Main], Main] = lambda main: main) -> Main:
@@ -206,6 +211,7 @@ class Shard:
                 before.tail.directory.ids_at(tail_kept),
             ),
             before.cursor,
+            _folded_postings(before),
         )
         main = place(folded)
         with self._lock:
@@ -238,7 +244,10 @@ class Shard:
         tail = LiveTail(self._dimension)
         directory = now.tail.directory
         tail.append(
-            now.tail.vectors(end)[first:], directory.records[first:end], directory.ids[first:end]
+            now.tail.vectors(end)[first:],
+            directory.records[first:end],
+            directory.ids[first:end],
+            now.tail.postings.first(end).counted(np.arange(end) >= first),
         )
         dead = np.flatnonzero(~now.tail_live.mask()[first:])
         return replace(
@@ -248,6 +257,15 @@ class Shard:
             tail=tail,
             tail_live=Live(0).changed(end - first, dead),
         )
+
+
+def _folded_postings(view: View) -> Postings | None:
+    if view.main.postings is None:
+        return None
+    tail = view.tail.postings.first(view.tail_live.count).sorted()
+    return gathered_postings(
+        [(view.main.postings, view.main_live.mask()), (tail, view.tail_live.mask())]
+    )
 
 
 def _tombstones(rows: pa.Table) -> NDArray[np.bool_]:

@@ -24,8 +24,10 @@ from shoal.shard.segment import ExactSegment, IvfPqSegment, Segment
 from shoal.shard.segment_files import (
     kind_of,
     read_directory,
+    read_postings,
     read_segment,
     write_directory,
+    write_postings,
     write_segment,
 )
 from shoal.shard.segment_folder import (
@@ -95,6 +97,7 @@ class SnapshotFolder:
         with published(place, content.model_dump()) as writer:
             write_segment(main.segment, writer)
             write_directory(main.directory, writer)
+            write_postings(main.postings, writer)
         for path in before.values():
             shutil.rmtree(path, ignore_errors=True)
 
@@ -129,9 +132,13 @@ class SnapshotFolder:
         reader = FolderReader(folder, files, mapped=mapped)
         segment = read_segment(content.kind, reader, codebook)
         directory = read_directory(reader)
-        if not segment.count == directory.count == content.count:
+        postings = read_postings(reader)
+        counts = {segment.count, directory.count, content.count}
+        if postings is not None:
+            counts.add(postings.count)
+        if len(counts) > 1:
             raise ValueError(f"{folder} holds other counts than its manifest says")
-        return Main(segment, directory, Cursor.from_json(content.cursor))
+        return Main(segment, directory, Cursor.from_json(content.cursor), postings)
 
     def load(
         self,

@@ -9,10 +9,13 @@ from __future__ import annotations
 from typing import Final
 
 import pyarrow as pa
+from shoal.lexical.analysis import DEFAULT_ANALYZER
 
 # Rises when a column changes its meaning; tables of a newer version are refused.
 SCHEMA_VERSION: Final = 1
 SCHEMA_VERSION_KEY: Final = b"shoal.schema_version"
+# Names the analyzer that made the column of terms. Tables that were made before there was one have neither.
+ANALYZER_KEY: Final = b"shoal.analyzer"
 
 # Rises with every operation on a document. All rows of one operation share it.
 SEQUENCE: Final = "sequence"
@@ -35,6 +38,9 @@ METADATA: Final = "metadata"
 CONTENT_HASH: Final = "content_hash"
 CREATED_AT: Final = "created_at"
 UPDATED_AT: Final = "updated_at"
+# The terms of title and text, with their counts: see `shoal.lexical.analysis`. Null if they were not
+# analysed. Kept so that no shard has to read and analyse the text: that takes 0.1 ms a passage.
+TERMS: Final = "terms"
 # Unit length.
 VECTOR: Final = "vector"
 
@@ -78,7 +84,11 @@ def table_schema(dimension: int) -> pa.Schema:
             pa.field(CONTENT_HASH, pa.binary(CONTENT_HASH_BYTES)),
             pa.field(CREATED_AT, TIMESTAMP),
             pa.field(UPDATED_AT, TIMESTAMP, nullable=False),
+            pa.field(TERMS, pa.large_binary()),
             pa.field(VECTOR, pa.list_(pa.float32(), dimension)),
         ],
-        metadata={SCHEMA_VERSION_KEY: str(SCHEMA_VERSION).encode()},
+        metadata={
+            SCHEMA_VERSION_KEY: str(SCHEMA_VERSION).encode(),
+            ANALYZER_KEY: DEFAULT_ANALYZER.encode(),
+        },
     )

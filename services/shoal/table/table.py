@@ -45,6 +45,9 @@ class PassageTable:
         """Use `create` or `open`."""
         self.uri = uri
         self.dimension: int = dataset.schema.field(schema.VECTOR).type.list_size
+        named = (dataset.schema.metadata or {}).get(schema.ANALYZER_KEY, b"")
+        # What made the column of terms; empty if the table has none.
+        self.analyzer: str = named.decode()
         self._dataset = dataset
         # Held while `_dataset` is replaced; readers take the object once and go on with that.
         self._swap = threading.Lock()
@@ -124,6 +127,8 @@ class PassageTable:
         assert rows.schema.equals(schema.table_schema(self.dimension)), rows.schema
         if isinstance(rows, pa.RecordBatch):
             rows = pa.Table.from_batches([rows])
+        if not self.analyzer:
+            rows = rows.drop_columns([schema.TERMS])
         root = durability.local_path(self.uri)
         with self._appending, storage_errors(self.uri):
             transaction = write_fragments(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from shoal.lexical.analysis import analyzer_of, pack_terms
 from shoal.rpc.errors import InvalidFieldError, ServiceError
 from shoal.table import DocumentRows, PassageSpan
 from shoal.v1.documents_pb2 import UpsertDocumentsRequest, UpsertFailure
@@ -34,6 +35,8 @@ class PreparedDocument:
     passages: Sequence[PassageSpan]
     # What the encoder reads, one a passage. Empty if the document brought its vector.
     texts: Sequence[str]
+    # The terms of each passage, packed; empty if the table keeps none.
+    terms: Sequence[bytes]
 
 
 @dataclass
@@ -67,11 +70,14 @@ class PreparedChunk:
 class Preparer:
     """Checks and splits documents of one index. Thread-safe."""
 
-    def __init__(self, settings: WriterSettings, measure: Measure, dimension: int) -> None:
-        """Measure: how the encoder of the index sees texts."""
+    def __init__(
+        self, settings: WriterSettings, measure: Measure, dimension: int, analyzer: str = ""
+    ) -> None:
+        """Measure: how the encoder of the index sees texts. analyzer: of the index's table."""
         self._settings = settings
         self._measure = measure
         self._dimension = dimension
+        self._analyzer = analyzer_of(analyzer)
 
     def prepare(self, requests: Sequence[UpsertDocumentsRequest]) -> PreparedChunk:
         """Prepare messages, one or more. Documents that are wrong become failures."""
@@ -89,7 +95,8 @@ class Preparer:
         document = check_document(request.document, self._dimension)
         if document.vector is not None:
             whole = PassageSpan(0, len(document.text), document.text)
-            return PreparedDocument(request.number, document, [whole], ())
+            terms = self._terms(document.title, [whole])
+            return PreparedDocument(request.number, document, [whole], (), terms)
         title, title_tokens = self._shown_title(document.title)
         room = self._measure.model_tokens - _EXTRA_TOKENS - title_tokens
         max_tokens = max(1, min(self._settings.passage_tokens, room))
@@ -104,7 +111,15 @@ class Preparer:
         passages = [PassageSpan(start, end, document.text[start:end]) for start, end in spans]
         prefix = f"{title}. " if title else ""
         texts = [prefix + shown[start:end].strip() for start, end in spans]
-        return PreparedDocument(request.number, document, passages, texts)
+        terms = self._terms(document.title, passages)
+        return PreparedDocument(request.number, document, passages, texts, terms)
+
+    def _terms(self, title: str, passages: Sequence[PassageSpan]) -> list[bytes]:
+        """The terms of each passage: those of the title are every passage's."""
+        if self._analyzer is None:
+            return []
+        titles = self._analyzer.terms(title)
+        return [pack_terms(titles + self._analyzer.terms(each.text)) for each in passages]
 
     def _shown_title(self, title: str) -> tuple[str, int]:
         """The title as the model is to read it, and its tokens."""
@@ -139,6 +154,7 @@ def _rows_of(prepared: PreparedDocument, vectors: NDArray[np.float32], now_us: i
         created_at_us=now_us if created_at_us is None else created_at_us,
         passages=prepared.passages,
         vectors=vectors,
+        terms=prepared.terms,
     )
 
 

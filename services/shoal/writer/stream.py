@@ -254,7 +254,8 @@ class UpsertStream:
     async def _make_ready(self, requests: list[UpsertDocumentsRequest]) -> _Ready:
         index = self._index
         assert index is not None
-        preparer = Preparer(self._parts.settings, self._parts.measure, index.table.dimension)
+        table, parts = index.table, self._parts
+        preparer = Preparer(parts.settings, parts.measure, table.dimension, table.analyzer)
         loop = asyncio.get_running_loop()
         chunk = await loop.run_in_executor(self._parts.executor, preparer.prepare, requests)
         texts = chunk.texts

@@ -1,0 +1,1 @@
+"""How does a text become terms, the same for a passage and for a question?"""
