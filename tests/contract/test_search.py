@@ -136,6 +136,7 @@ async def test_an_answer_explains_itself(client: AsyncClient, cluster: Cluster) 
     stages = [timing.stage for timing in told.timings]
     assert stages == [
         Stage.STAGE_ENCODE,
+        Stage.STAGE_STATISTICS,
         Stage.STAGE_SEARCH,
         Stage.STAGE_FETCH,
         Stage.STAGE_RERANK,

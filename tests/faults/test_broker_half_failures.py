@@ -34,12 +34,13 @@ from shoal.rpc.errors import ServiceError
 from shoal.v1.cluster_pb2 import Role
 from shoal.v1.errors_pb2 import Reason
 from shoal.v1.indexes_pb2 import DropIndexRequest
-from shoal.v1.search_pb2 import Stage
+from shoal.v1.search_pb2 import Hybrid, Stage
 
 from tests.harness.broker import ONE_SERVER, TWO_REPLICAS, TWO_SERVERS, Rig, ids_of, rigged
 from tests.harness.cluster import Groups, until
 from tests.harness.stand_ins import StandIn, StandInShardServer, unavailable
 
+VECTORS_ALONE = Hybrid(disabled=True)
 ONE_OF_TWO_IS_COPIED: Groups = [
     ((0,), ("shard-server-0", "shard-server-1")),
     ((1,), ("shard-server-2",)),
@@ -210,11 +211,15 @@ async def test_deep_queries_do_not_make_an_answer_too_large_to_send() -> None:
         server = rig.shards["shard-server-0"]
         server.faults.gate.clear()
         deep = [
-            asyncio.create_task(rig.search(f"whale {at}", top_k=1000, bypass_cache=True))
+            asyncio.create_task(
+                rig.search(f"whale {at}", top_k=1000, bypass_cache=True, hybrid=VECTORS_ALONE)
+            )
             for at in range(12)
         ]
         light = [
-            asyncio.create_task(rig.search(f"reef {at}", omit_text=True, bypass_cache=True))
+            asyncio.create_task(
+                rig.search(f"reef {at}", omit_text=True, bypass_cache=True, hybrid=VECTORS_ALONE)
+            )
             for at in range(12)
         ]
         await until(lambda: sum(map(len, rig.encoder.calls)) == 24)

@@ -20,6 +20,8 @@ from shoal.internal.v1.encoder_pb2 import EncodeRequest, EncodeResponse
 from shoal.internal.v1.reranker_pb2 import RerankItem, RerankRequest, RerankResponse, RerankScores
 from shoal.internal.v1.shard_pb2 import (
     CandidateList,
+    CountTermsRequest,
+    CountTermsResponse,
     DescribeShardsRequest,
     DescribeShardsResponse,
     FetchPassagesRequest,
@@ -233,6 +235,10 @@ class StandInShardServer(StandIn, shard_pb2_grpc.ShardServiceServicer):
 
     def _count(self, number: int) -> int:
         return len(self.library.rows_of([number], self.layout.shard_count))
+
+    async def CountTerms(self, request: CountTermsRequest, context: Any) -> CountTermsResponse:
+        """There are no terms here."""
+        return CountTermsResponse(shards=request.shards)
 
     async def SearchShards(self, request: SearchShardsRequest, context: Any) -> Any:
         self.calls.append(request)

@@ -9,12 +9,13 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from shoal.broker.cache import answer_key, vector_key
 from shoal.broker.config import BrokerSettings
+from shoal.broker.fusion import HybridPlan
 from shoal.broker.routes import IndexRoute, ShardGroup
 from shoal.broker.validation import check_ids, check_index_name, check_search
 from shoal.rpc.arrays import pack_vectors
 from shoal.rpc.errors import InvalidFieldError
 from shoal.v1.errors_pb2 import Reason
-from shoal.v1.search_pb2 import Group, Rerank, SearchRequest, Vectors
+from shoal.v1.search_pb2 import Fusion, Group, Hybrid, Rerank, SearchRequest, Vectors
 
 ROUTE = IndexRoute(
     name="books",
@@ -173,6 +174,7 @@ CHANGES: dict[str, SearchRequest] = {
     "omit_text": request(text="whale", omit_text=True),
     "bypass_cache": request(text="whale", bypass_cache=True),
     "group": request(text="whale", group=Group(per_document=2)),
+    "hybrid": request(text="whale", hybrid=Hybrid(lexical_weight=0.3)),
 }
 
 
@@ -194,6 +196,14 @@ def test_an_answer_is_named_by_all_that_it_depends_on() -> None:
             BASE, dataclasses.replace(ROUTE, index_version=2), (3, 4), ("tiny@1", "words@1")
         ),
         answer_key(BASE, dataclasses.replace(ROUTE, shard_count=3), (3, 4), ("tiny@1", "words@1")),
+        answer_key(
+            *(BASE, ROUTE, (3, 4), ("tiny@1", "words@1")),
+            hybrid=HybridPlan(0.5, Fusion.FUSION_CONVEX, 100),
+        ),
+        answer_key(
+            *(BASE, ROUTE, (3, 4), ("tiny@1", "words@1")),
+            hybrid=HybridPlan(0.5, Fusion.FUSION_CONVEX, 50),
+        ),
         vector_key("tiny@1", "whale"),
         vector_key("tiny@2", "whale"),
         vector_key("tiny@", "1whale"),

@@ -1,4 +1,4 @@
-"""The command eval: how well does an index rank, with and without reranking?"""
+"""The command eval: how well does an index rank, by vectors, by words, by both, and reranked?"""
 
 from __future__ import annotations
 
@@ -31,6 +31,25 @@ RERANKED_CALLS: Final = 2
 ATTEMPTS: Final = 6
 PAUSE_S: Final = 0.5
 _RETRIABLE: Final = (8, 14)  # RESOURCE_EXHAUSTED, UNAVAILABLE in google.rpc.Code.
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way of ranking."""
+
+    name: str
+    hybrid: bool = True
+    lexical_weight: float | None = None
+    rerank: bool = False
+
+
+WAYS: Final = (
+    Way("dense", hybrid=False),
+    Way("lexical", lexical_weight=1.0),
+    Way("hybrid"),
+    # Words and vectors, and then the cross-encoder.
+    Way("reranked", rerank=True),
+)
 
 
 @dataclass
@@ -85,7 +104,7 @@ def evaluate(
     as_json: AsJson = False,
     timeout: Timeout = 120.0,
 ) -> None:
-    """Measure how well an index ranks, by vectors alone and with reranking.
+    """Measure how well an index ranks: by vectors, by words, by both, and reranked.
 
     Of a document with several passages among the hits, the best counts. The cache is bypassed.
     --timeout is for each call, which asks 16 queries.
@@ -112,14 +131,12 @@ def compare(
     top_k: int = 100,
     timeout_s: float = 120.0,
 ) -> dict[str, Ranking]:
-    """Rank all queries by vectors alone, then with reranking; measure both."""
+    """Rank all queries in each way; measure each."""
     rankings = {}
-    for name, rerank in (("dense", False), ("reranked", True)):
-        with progress(name, len(queries), "queries") as advance:
-            ranked = _rank_all(
-                client, index, queries, advance, top_k=top_k, rerank=rerank, timeout_s=timeout_s
-            )
-        rankings[name] = ranked.judged_by(judgments)
+    for way in WAYS:
+        with progress(way.name, len(queries), "queries") as advance:
+            ranked = _rank_all(client, index, queries, advance, way, top_k, timeout_s)
+        rankings[way.name] = ranked.judged_by(judgments)
     return rankings
 
 
@@ -167,9 +184,8 @@ def _rank_all(
     index: str,
     queries: Mapping[str, str],
     advance: Advance,
-    *,
+    way: Way,
     top_k: int,
-    rerank: bool,
     timeout_s: float,
 ) -> _Ranked:
     from shoal.client import search_request
@@ -178,7 +194,14 @@ def _rank_all(
     counted = _Progressing(advance)
     requests = {
         query_id: search_request(
-            index, text, top_k=top_k, rerank=rerank, omit_text=True, bypass_cache=True
+            index,
+            text,
+            top_k=top_k,
+            rerank=way.rerank,
+            hybrid=way.hybrid,
+            lexical_weight=way.lexical_weight,
+            omit_text=True,
+            bypass_cache=True,
         )
         for query_id, text in queries.items()
     }
@@ -187,7 +210,7 @@ def _rank_all(
         searches = [requests[query_id] for query_id in query_ids]
         return dict(zip(query_ids, _ask(client, searches, timeout_s), strict=True))
 
-    batch, calls_at_a_time = (RERANKED_BATCH, RERANKED_CALLS) if rerank else (BATCH, CALLS)
+    batch, calls_at_a_time = (RERANKED_BATCH, RERANKED_CALLS) if way.rerank else (BATCH, CALLS)
     with ThreadPoolExecutor(calls_at_a_time) as pool:
         calls: list[Future[dict[str, SearchResponse]]] = [
             pool.submit(ask, each) for each in _batches(requests, batch)

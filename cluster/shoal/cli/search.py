@@ -29,6 +29,22 @@ def search(
             show_default=False,
         ),
     ] = None,
+    hybrid: Annotated[
+        bool, typer.Option("--hybrid/--no-hybrid", help="Let the question's words count too.")
+    ] = True,
+    lexical_weight: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="WEIGHT",
+            help="How much the words count, 0 to 1. None: as the cluster does by default.",
+            show_default=False,
+        ),
+    ] = None,
+    lexical_only: Annotated[
+        bool, typer.Option("--lexical-only", help="Rank by the words alone: --lexical-weight 1.")
+    ] = False,
     per_document: Annotated[
         int | None,
         typer.Option(
@@ -69,6 +85,8 @@ def search(
             require_complete=require_complete,
             explain=explain,
             hits_per_document=per_document,
+            hybrid=hybrid,
+            lexical_weight=1.0 if lexical_only else lexical_weight,
             bypass_cache=not cache,
             timeout_s=timeout,
         )
@@ -97,10 +115,13 @@ def print_answer(answer: SearchResponse, *, brief: bool = False) -> None:
 
 
 def _print_hit(rank: int, hit: Hit) -> None:
+    words = f"  words {hit.lexical_score:.2f}" if hit.HasField("lexical_score") else ""
     reranked = f"  rerank {hit.rerank_score:.3f}" if hit.HasField("rerank_score") else ""
     where = f"passage {hit.passage}, characters {hit.span.start}-{hit.span.end}"
     say(f"{rank:>3}. {printable(hit.document_id)}  {printable(hit.title)}".rstrip(), "bold")
-    say(f"     score {hit.score:.4f}  dense {hit.dense_score:.4f}{reranked}  {where}", "cyan")
+    say(
+        f"     score {hit.score:.4f}  dense {hit.dense_score:.4f}{words}{reranked}  {where}", "cyan"
+    )
     if hit.text:
         say(f"     {snippet(hit.text)}")
 
@@ -113,6 +134,9 @@ def _print_provenance(hit: Hit) -> None:
         f"{from_.table_version}, shard {from_.shard} on {from_.shard_server}, {models}",
         "dim",
     )
+    ranks = ("vectors", from_.dense_rank), ("words", from_.lexical_rank)
+    if found := [f"{rank} by {kind}" for kind, rank in ranks if rank]:
+        say(f"     rank {', rank '.join(found)}", "dim")
     say(f"     sha-256 of the document {hit.content_hash.hex()}", "dim")
 
 

@@ -135,6 +135,8 @@ class AsyncClient:
         omit_text: bool = False,
         bypass_cache: bool = False,
         hits_per_document: int | None = None,
+        hybrid: bool = True,
+        lexical_weight: float | None = None,
         timeout_s: float = 10.0,
     ) -> SearchResponse:
         """Rank the passages of an index for a question, or for a vector.
@@ -154,6 +156,8 @@ class AsyncClient:
             omit_text=omit_text,
             bypass_cache=bypass_cache,
             hits_per_document=hits_per_document,
+            hybrid=hybrid,
+            lexical_weight=lexical_weight,
         )
         return await self._call(self._search.Search, request, timeout_s)
 

@@ -24,6 +24,7 @@ from shoal.v1.indexes_pb2 import CreateIndexRequest
 from shoal.v1.search_pb2 import (
     BatchSearchRequest,
     Group,
+    Hybrid,
     Rerank,
     RetrieveContextRequest,
     SearchRequest,
@@ -63,6 +64,8 @@ def search_request(
     omit_text: bool = False,
     bypass_cache: bool = False,
     hits_per_document: int | None = None,
+    hybrid: bool = True,
+    lexical_weight: float | None = None,
 ) -> SearchRequest:
     """One search: what `Client.search` sends, and what `Client.batch_search` takes many of.
 
@@ -70,6 +73,8 @@ def search_request(
     candidate_count: how many to rerank, 1 to 200; None means the cluster's default.
     min_table_version: one that a write returned, to read your own writes. hits_per_document: a
     number groups hits by document, no more than so many of each, and `top_k` counts documents.
+    hybrid: whether the words of a question count beside its vector. lexical_weight: how much, 0 to 1,
+    where 1 is words alone; None means the cluster's default.
     What each field means is written in `shoal/v1/search.proto`.
     """
     request = SearchRequest(
@@ -83,6 +88,8 @@ def search_request(
         bypass_cache=bypass_cache,
         group=None if hits_per_document is None else Group(per_document=hits_per_document),
     )
+    if not hybrid or lexical_weight is not None:
+        request.hybrid.CopyFrom(Hybrid(disabled=not hybrid, lexical_weight=lexical_weight))
     if isinstance(query, str):
         request.text = query
     else:

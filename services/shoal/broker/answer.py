@@ -32,6 +32,9 @@ class Ranked:
     dense_score: float
     score: float
     rerank_score: float | None = None
+    lexical_score: float | None = None
+    dense_rank: int = 0
+    lexical_rank: int = 0
 
 
 @dataclass
@@ -70,6 +73,8 @@ def build_response(
                     reranker_model=trace.reranker_model if each.rerank_score is not None else "",
                     shard=each.shard,
                     shard_server=each.server,
+                    dense_rank=each.dense_rank,
+                    lexical_rank=each.lexical_rank,
                 )
             )
     response.hits.extend([each.hit for each in ranked])
@@ -100,6 +105,8 @@ def _fill(ranked: Ranked, request: SearchRequest) -> None:
     hit.dense_score = ranked.dense_score
     if ranked.rerank_score is not None:
         hit.rerank_score = ranked.rerank_score
+    if ranked.lexical_score is not None:
+        hit.lexical_score = ranked.lexical_score
     if request.omit_text:  # The reranker has read them, the caller does not want them.
         for name in ("title", "text", "metadata"):
             hit.ClearField(name)

@@ -19,6 +19,7 @@ from typing import Final, TypeVar, cast
 import redis.asyncio
 import redis.exceptions
 from shoal.broker.config import BrokerSettings
+from shoal.broker.fusion import HybridPlan
 from shoal.broker.routes import IndexRoute
 from shoal.v1.search_pb2 import SearchRequest
 
@@ -40,14 +41,15 @@ def answer_key(
     versions: tuple[int, ...],
     models: tuple[str, ...],
     rerank_count: int = 0,
+    hybrid: HybridPlan | None = None,
 ) -> bytes:
     """Name an answer by all that it depends on.
 
-    versions: applied by each shard; models: the encoder's and the rerankers'; rerank_count: what
-    the request comes to by this broker's own default. Every field of the request takes part, those
+    versions: applied by each shard; models: the encoder's and the rerankers'; rerank_count,
+    hybrid: what the request comes to by this broker's own defaults. Every field of the request takes part, those
     too that are added later.
     """
-    decisive = (route.key, versions, models, rerank_count)
+    decisive = (route.key, versions, models, rerank_count, hybrid)
     return _digest(
         b"answer", repr(decisive).encode(), request.SerializeToString(deterministic=True)
     )

@@ -24,6 +24,7 @@ from shoal.broker.targets import Target, Targets
 from shoal.internal.v1.shard_pb2 import (
     CandidateList,
     Fill,
+    LexicalQuery,
     SearchShardsRequest,
     SearchShardsResponse,
     ShardState,
@@ -49,6 +50,8 @@ class ShardQuery:
     top_k: int
     fill: Fill.ValueType
     min_table_version: int = 0
+    words: LexicalQuery | None = None
+    """None: only its vector is looked at."""
 
     @property
     def text_count(self) -> int:
@@ -242,7 +245,9 @@ class FanOut:
 
         # A layout that was replaced will not be asked for again.
         for stale in [
-            key for key in target.coalescers if key[0][0] == route.uid and key[0] != route.key
+            key
+            for key in target.coalescers
+            if isinstance(key[0], tuple) and key[0][0] == route.uid and key[0] != route.key
         ]:
             del target.coalescers[stale]
         return Coalescer(
@@ -273,6 +278,8 @@ async def _search(
         fill=[query.fill for query in queries],
         min_table_version=queries[0].min_table_version,
     )
+    if any(query.words is not None for query in queries):
+        request.lexical.extend([query.words or LexicalQuery() for query in queries])
     stub = ShardServiceStub(target.channel)
     response: SearchShardsResponse = await target.call(
         lambda: stub.SearchShards(request, timeout=budget_s)

@@ -9,7 +9,7 @@ from typing import Final
 from shoal.broker.answer import Ranked, Trace
 from shoal.broker.coverage import cut
 from shoal.broker.fan_out import Found
-from shoal.broker.merge import Candidates, merge
+from shoal.broker.merge import Candidates
 from shoal.broker.validation import MAX_TOP_K, Query
 from shoal.internal.v1.shard_pb2 import Fill
 from shoal.v1.errors_pb2 import Reason
@@ -19,20 +19,21 @@ from shoal.v1.search_pb2 import Stage
 DEEPER: Final = 4
 
 Look = Callable[[int, Fill.ValueType], Awaitable[Found]]
+Rank = Callable[[Found, int], Candidates]
 
 
 async def look_for_documents(
-    query: Query, wanted: int, look: Look, trace: Trace
+    query: Query, wanted: int, look: Look, rank: Rank, trace: Trace
 ) -> tuple[Found, Candidates]:
     """Look deeper and deeper, until there are passages of `wanted` documents.
 
     The candidates are the best passages of those documents, of each no more than the query wants.
-    look: searches to a depth, with a fill.
+    look: searches to a depth, with a fill. rank: ranks what was found, to a depth.
     """
     depth = min(MAX_TOP_K, wanted * (query.per_document + 1))
     while True:
         found = await look(depth, Fill.FILL_REFERENCE)
-        candidates = merge([answer.candidates for answer in found.answers], depth)
+        candidates = rank(found, depth)
         documents = [hit.document_id if hit is not None else None for hit in candidates.hits]
         kept = keep_best(documents, query.per_document, wanted)
         document_count = len({documents[at] for at in kept})

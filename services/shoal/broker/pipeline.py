@@ -5,6 +5,7 @@ The only module that awaits the stages: encode, search, merge, fetch, rerank, an
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,14 +22,16 @@ from shoal.broker.coverage import coverage_of, cut, shards_text
 from shoal.broker.encoding import EncodeStage, QueryVector
 from shoal.broker.fan_out import FanOut, Found, ShardQuery
 from shoal.broker.fetching import FetchStage
+from shoal.broker.fusion import fuse
 from shoal.broker.grouping import best_documents, best_passages, look_for_documents
-from shoal.broker.merge import Candidates, merge
+from shoal.broker.merge import Candidates, Lexical, have_words, merge
 from shoal.broker.probe import Probe
 from shoal.broker.reranking import RerankStage
 from shoal.broker.routes import IndexRoute
+from shoal.broker.statistics import StatisticsStage
 from shoal.broker.validation import Query
 from shoal.internal.v1.reranker_pb2 import RerankItem
-from shoal.internal.v1.shard_pb2 import Fill, ShardState
+from shoal.internal.v1.shard_pb2 import Fill, LexicalQuery, ShardState
 from shoal.rpc.arrays import FLOAT32, pack
 from shoal.rpc.deadline import Deadline
 from shoal.rpc.errors import ServiceError
@@ -47,6 +50,7 @@ class Pipeline:
     fetcher: FetchStage
     rerankers: RerankStage
     probe: Probe
+    statistics: StatisticsStage
 
     async def search(
         self,
@@ -58,18 +62,20 @@ class Pipeline:
     ) -> SearchResponse:
         """Answer a query. Raises ServiceError if there is nothing to answer with."""
         budget = Budget(deadline)
-        vector = await self._encode(request, route, query, budget, trace)
-        look = partial(self._search, request, route, vector, budget, trace)
+        vector, words = await self._read_question(request, route, query, budget, trace)
+        look = partial(self._search, request, route, query, vector, words, budget, trace)
+        rank = partial(self._ranked, query, words, trace)
         if query.per_document:
-            found, candidates = await look_for_documents(query, self._depth(query), look, trace)
+            depth = self._depth(query)
+            found, candidates = await look_for_documents(query, depth, look, rank, trace)
             if self._needed(request, query) == Fill.FILL_TEXT:
                 candidates = candidates.unread()
         else:
             depth = self._depth(query)
             found = await look(depth, self._fill(request, route, query))
-            candidates = merge([answer.candidates for answer in found.answers], depth)
+            candidates = rank(found, depth)
         hits = await self._fetch(request, route, query, found, candidates, budget, trace)
-        ranked = self._in_dense_order(found, candidates, hits)
+        ranked = self._in_order(found, candidates, hits)
         ranked = await self._rerank(query, ranked, budget, trace)
         best = best_documents if query.per_document else best_passages
         return self._answer(request, route, best(ranked, query.top_k), found, trace)
@@ -80,6 +86,39 @@ class Pipeline:
 
     def _rerank_count(self, query: Query) -> int:
         return query.rerank_count if self.rerankers.exists else 0
+
+    async def _read_question(
+        self,
+        request: SearchRequest,
+        route: IndexRoute,
+        query: Query,
+        budget: Budget,
+        trace: Trace,
+    ) -> tuple[bytes, LexicalQuery | None]:
+        """A question's vector and words. Both are got side by side, where servers must be asked."""
+        if query.hybrid is None:
+            return await self._encode(request, route, query, budget, trace), None
+        if len(route.groups) == 1:
+            vector = await self._encode(request, route, query, budget, trace)
+            return vector, LexicalQuery(text=query.text)
+        counting = asyncio.create_task(self._count(route, query.text, budget, trace))
+        try:
+            vector = await self._encode(request, route, query, budget, trace)
+            with _timed(trace, Stage.STAGE_STATISTICS):
+                return vector, await counting
+        finally:
+            counting.cancel()
+
+    async def _count(
+        self, route: IndexRoute, text: str, budget: Budget, trace: Trace
+    ) -> LexicalQuery | None:
+        versions = self.probe.applied_versions(route)
+        try:
+            counted = await self.statistics.count(route, text, versions, budget.encode())
+        except ServiceError as error:
+            trace.cuts.append(cut(Stage.STAGE_STATISTICS, error.reason, str(error)))
+            return None
+        return None if counted is None else LexicalQuery(text=text, statistics=counted)
 
     async def _encode(
         self,
@@ -123,7 +162,9 @@ class Pipeline:
         self,
         request: SearchRequest,
         route: IndexRoute,
+        query: Query,
         vector: bytes,
+        words: LexicalQuery | None,
         budget: Budget,
         trace: Trace,
         depth: int,
@@ -132,7 +173,9 @@ class Pipeline:
         wanted = request.min_table_version
         reached = wanted == 0 or self.probe.reached(route, wanted)
         waits = 0 if reached else wanted
-        shard_query = ShardQuery(vector, depth, fill, waits)
+        if words is not None:
+            depth = _fused_depth(query, depth)
+        shard_query = ShardQuery(vector, depth, fill, waits, words)
         with _timed(trace, Stage.STAGE_SEARCH):
             found = await self.shards.search(route, shard_query, budget.search())
             if reached and found.is_behind(wanted):
@@ -147,12 +190,34 @@ class Pipeline:
             raise _nobody_answered(found)
         return found
 
+    def _ranked(
+        self, query: Query, words: LexicalQuery | None, trace: Trace, found: Found, depth: int
+    ) -> Candidates:
+        """The best candidates of all servers together."""
+        lists = [answer.candidates for answer in found.answers]
+        if query.hybrid is None or words is None:
+            return merge(lists, depth)
+        if not have_words(lists):
+            if any(each.lexical_scores for each in lists):
+                trace.cuts.append(
+                    cut(
+                        Stage.STAGE_SEARCH,
+                        Reason.REASON_LEXICAL_UNAVAILABLE,
+                        "not every shard server looks at words: the order is that of the vectors",
+                    )
+                )
+            return merge(lists, depth)
+        return fuse(lists, query.hybrid, _fused_depth(query, depth), depth)
+
     def _fill(self, request: SearchRequest, route: IndexRoute, query: Query) -> Fill.ValueType:
         """What comes along with the candidates: all that is needed, if one server holds them all.
 
-        Then there is one call where there would be two, for text of a few candidates too many.
+        Then there is one call where there would be two, for text of a few candidates too many. Of
+        candidates that are to be fused there would be hundreds too many.
         """
-        return self._needed(request, query) if len(route.groups) == 1 else Fill.FILL_UNSPECIFIED
+        if len(route.groups) > 1 or query.hybrid is not None:
+            return Fill.FILL_UNSPECIFIED
+        return self._needed(request, query)
 
     def _needed(self, request: SearchRequest, query: Query) -> Fill.ValueType:
         reads_text = not request.omit_text or self._rerank_count(query) > 0
@@ -180,7 +245,7 @@ class Pipeline:
             trace.cuts.append(cut(Stage.STAGE_FETCH, reason, f"{message} {why}"))
         return hits
 
-    def _in_dense_order(
+    def _in_order(
         self, found: Found, candidates: Candidates, hits: Sequence[Hit | None]
     ) -> list[Ranked]:
         """Leave out what was deleted or replaced since it was found."""
@@ -191,11 +256,13 @@ class Pipeline:
             candidates.scores.tolist(),
             strict=True,
         )
-        return [
-            Ranked(hit, shard, found.answers[source].server, score, score)
+        ranked = [
+            None if hit is None else Ranked(hit, shard, found.answers[source].server, score, score)
             for hit, shard, source, score in rows
-            if hit is not None
         ]
+        if candidates.lexical is not None:
+            _add_words(ranked, candidates.lexical)
+        return [each for each in ranked if each is not None]
 
     async def _rerank(
         self, query: Query, ranked: list[Ranked], budget: Budget, trace: Trace
@@ -229,7 +296,7 @@ class Pipeline:
                 cut(
                     Stage.STAGE_RERANK,
                     Reason.REASON_RERANKER_UNAVAILABLE,
-                    f"the order is that of the dense scores: {str(error) or 'none answered'}",
+                    f"the order is that before reranking: {str(error) or 'none answered'}",
                 )
             )
             return ranked
@@ -239,7 +306,7 @@ class Pipeline:
         ):
             each.rerank_score, each.score = rerank_score, score
         head.sort(key=lambda each: -each.score)
-        # What was not reranked follows in dense order; its score never exceeds what is above it.
+        # What was not reranked follows in the order before it; its score never exceeds what is above it.
         for each in tail:
             each.score = min(each.score, head[-1].score)
         return head + tail
@@ -289,8 +356,29 @@ def _read_as(hit: Hit) -> str:
     return f"{hit.title}. {hit.text}" if hit.title else hit.text
 
 
+def _fused_depth(query: Query, depth: int) -> int:
+    """Candidates of either kind: some more than are wanted make the better ranking."""
+    return depth if query.hybrid is None else max(depth, query.hybrid.candidate_count)
+
+
+def _add_words(ranked: Sequence[Ranked | None], lexical: Lexical) -> None:
+    rows = zip(
+        ranked,
+        lexical.scores.tolist(),
+        lexical.fused.tolist(),
+        lexical.dense_ranks.tolist(),
+        lexical.lexical_ranks.tolist(),
+        strict=True,
+    )
+    for each, score, fused, dense_rank, lexical_rank in rows:
+        if each is not None:
+            each.lexical_score, each.score = score, fused
+            each.dense_rank, each.lexical_rank = dense_rank, lexical_rank
+
+
 def _scores(ranked: Sequence[Ranked]) -> NDArray[np.float32]:
-    return np.asarray([each.dense_score for each in ranked], dtype=np.float32)
+    """What they are ordered by, in the range of the dense scores."""
+    return np.asarray([each.score for each in ranked], dtype=np.float32)
 
 
 def _is_late(error: Exception) -> bool:

@@ -187,9 +187,8 @@ class SearchServer(SearchServiceServicer):
         fresh = known is not None and min(known, default=0) >= request.min_table_version
         if fresh and known is not None and cache.available:
             started_s = time.monotonic()
-            answer = _read(
-                await cache.get(answer_key(request, route, known, models, query.rerank_count))
-            )
+            key = answer_key(request, route, known, models, query.rerank_count, query.hybrid)
+            answer = _read(await cache.get(key))
             if answer is not None:
                 trace = Trace(cache=CacheState.CACHE_STATE_HIT)
                 trace.timings.append((Stage.STAGE_CACHE, time.monotonic() - started_s))
@@ -200,7 +199,7 @@ class SearchServer(SearchServiceServicer):
             response, trace = await self._compute(request, route, query, deadline)
             if response.coverage.complete and cache.available:
                 versions = tuple(trace.versions[shard] for shard in range(route.shard_count))
-                key = answer_key(request, route, versions, models, query.rerank_count)
+                key = answer_key(request, route, versions, models, query.rerank_count, query.hybrid)
                 cache.put(key, response.SerializeToString())
             return response, trace, deadline
 

@@ -22,6 +22,7 @@ from shoal.broker.replicas import Chooser
 from shoal.broker.reranking import RerankStage
 from shoal.broker.routes import Routes, routes_of
 from shoal.broker.search_server import SearchServer
+from shoal.broker.statistics import StatisticsStage
 from shoal.broker.targets import Targets
 from shoal.broker.waiting import RoutesBoard
 from shoal.internal.v1.topology_pb2 import Topology
@@ -78,6 +79,7 @@ class BrokerService:
             fetcher=FetchStage(shard_servers),
             rerankers=self._rerankers,
             probe=self._probe,
+            statistics=StatisticsStage(shard_servers, settings.coalesce_count),
         )
         reader = DocumentReader(shard_servers)
         self._search = SearchServer(

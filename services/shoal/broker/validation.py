@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from shoal.broker.config import BrokerSettings
+from shoal.broker.fusion import HybridPlan
 from shoal.broker.routes import IndexRoute
 from shoal.rpc.arrays import unit_row
 from shoal.rpc.errors import InvalidFieldError
-from shoal.v1.search_pb2 import RetrieveContextRequest, SearchRequest
+from shoal.v1.search_pb2 import Fusion, Hybrid, RetrieveContextRequest, SearchRequest
 
 DEFAULT_TOP_K: Final = 10
 MAX_TOP_K: Final = 1_000
@@ -31,6 +32,9 @@ MAX_DELETE_IDS: Final = 10_000
 MAX_PAGE: Final = 1_000
 DEFAULT_PAGE: Final = 100
 
+_FUSIONS: Final = frozenset(
+    {Fusion.FUSION_UNSPECIFIED, Fusion.FUSION_CONVEX, Fusion.FUSION_RECIPROCAL_RANK}
+)
 _INDEX_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 
 
@@ -47,6 +51,8 @@ class Query:
     """Candidates to rerank; 0 for none."""
     per_document: int = 0
     """Hits of one document at most; 0 if hits are not grouped."""
+    hybrid: HybridPlan | None = None
+    """How words count beside the vector; None if they do not."""
 
 
 def check_search(request: SearchRequest, route: IndexRoute, settings: BrokerSettings) -> Query:
@@ -78,7 +84,27 @@ def check_search(request: SearchRequest, route: IndexRoute, settings: BrokerSett
                 "group.per_document",
                 f"is {per_document}; ask for 1 to {MAX_PER_DOCUMENT} hits of a document",
             )
-    return Query(text, vector, top_k, rerank_count, per_document)
+    hybrid = _check_hybrid(request.hybrid, settings)
+    return Query(text, vector, top_k, rerank_count, per_document, hybrid if text else None)
+
+
+def _check_hybrid(asked: Hybrid, settings: BrokerSettings) -> HybridPlan | None:
+    weight = settings.lexical_weight
+    if asked.HasField("lexical_weight"):
+        weight = asked.lexical_weight
+        if not 0.0 <= weight <= 1.0:
+            raise InvalidFieldError("hybrid.lexical_weight", f"is {weight}; give 0 to 1")
+    if asked.candidate_count > MAX_TOP_K:
+        raise InvalidFieldError(
+            "hybrid.candidate_count",
+            f"is {asked.candidate_count}; at most {MAX_TOP_K} of each kind can be fused",
+        )
+    if asked.fusion not in _FUSIONS:
+        raise InvalidFieldError("hybrid.fusion", f"{asked.fusion} is no fusion that is known here")
+    if asked.disabled or weight == 0.0:
+        return None
+    fusion = asked.fusion or Fusion.FUSION_CONVEX
+    return HybridPlan(weight, fusion, asked.candidate_count or settings.hybrid_candidates)
 
 
 def check_context(request: RetrieveContextRequest) -> tuple[int, int]:
