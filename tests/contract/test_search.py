@@ -78,7 +78,7 @@ async def client(cluster: Cluster) -> AsyncIterator[AsyncClient]:
 async def test_a_question_finds_its_passage_with_proof_of_where_it_stands(
     client: AsyncClient,
 ) -> None:
-    response = await client.search("books", QUESTION, rerank=False)
+    response = await client.search("books", QUESTION, rerank=False, hybrid=False)
     best = response.hits[0]
     title, text = BOOKS["whale"]
     assert (best.document_id, best.title, best.text) == ("whale", title, text)
@@ -87,6 +87,7 @@ async def test_a_question_finds_its_passage_with_proof_of_where_it_stands(
     assert dict(best.metadata)["shelf"] == 5
     assert best.update_time.seconds > 1_600_000_000
     assert best.score == best.dense_score
+    assert not best.HasField("lexical_score")
     assert not best.HasField("rerank_score")
     assert not best.HasField("provenance")
     assert not response.HasField("explanation")

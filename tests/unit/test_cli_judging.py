@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from shoal.cli import demo, evaluation
 from shoal.cli.corpora import CORPORA, xquad
-from shoal.cli.evaluation import BATCH, best_passages
+from shoal.cli.evaluation import BATCH, WAYS, best_passages
 from shoal.cli.judging import judged, measure, read_qrels, read_queries
 from shoal.cli.main import app
 from shoal.cli.output import CliError
@@ -111,23 +111,25 @@ def evaluate(broker, tmp_path):
     return run
 
 
-def test_eval_measures_with_and_without_reranking(evaluate, broker):
+def test_eval_measures_every_way_of_ranking(evaluate, broker):
     broker.failures_left = 5
     done = evaluate("--json")
     assert done.exit_code == 0
     printed = json.loads(done.stdout)
-    for ranking in (printed["dense"], printed["reranked"]):
+    for ranking in (printed[way.name] for way in WAYS):
         assert ranking.pop("seconds") >= 0
         assert ranking.pop("queries_per_s") > 0
     assert printed == json.loads((GOLDEN / "cli_eval.json").read_text())
     assert "asked again: not yet" in done.stderr
 
 
-def test_eval_prints_both_side_by_side(evaluate, broker):
+def test_eval_prints_them_side_by_side(evaluate, broker):
     broker.incomplete = True
     done = evaluate("--limit", "4")
     assert done.exit_code == 0
-    assert done.stdout.splitlines()[0].split() == ["4", "queries", "dense", "reranked"]
+    assert done.stdout.splitlines()[0].split() == [
+        *("4", "queries", "dense", "lexical", "hybrid", "reranked")
+    ]
     assert "MRR@10" in done.stdout
     assert "0.5000" in done.stdout
     assert "4 dense answers were incomplete" in done.stdout

@@ -1,13 +1,22 @@
 """How do a ranking by vectors and one by words become one?
 
-Every candidate comes with both scores, whichever way it was found. Convex combination: the scores of
-each kind are brought to 0 to 1, by the least and the greatest of that kind's best candidates, and
-summed by weight; what lies below them counts as the least. Reciprocal rank (Cormack, Clarke and
-Büttcher, 2009) looks at the ranks alone. Both are pure functions of the candidates of all shards
-together, so that a division into shards changes nothing.
+Every candidate comes with both scores, whichever way it was found, so that nothing depends on how many
+candidates either way gave.
 
-The fused score is brought back to the range of the inner products, so that it means for whoever reads
-it next, a reranker's blend above all, what a dense score does.
+Convex combination: both scores are divided by the greatest of their kind, and summed by weight. Their
+least is known without looking: 0 for BM25, and about 0 for unit vectors of texts that have nothing to do
+with each other ("theoretical minimum": Bruch, Gai and Ingber, 2023). Reciprocal rank (Cormack, Clarke
+and Büttcher, 2009) looks at the ranks alone. nDCG@10 on 2,920 summaries of Debian packages that ask for
+8,838 descriptions, by weight of the words:
+
+    vectors alone 0.819, words alone 0.833                     0.3      0.4      0.5
+    convex, 50 or 100 candidates of either kind               0.880    0.880    0.877
+    convex, by the least of 50 candidates of either kind      0.871    0.880    0.881
+    convex, by the least of 100                               0.869    0.877    0.879
+
+Both are pure functions of the candidates of all shards together, so that a division into shards changes
+nothing. The fused score is in the range of the inner products, so that it means what they do for whoever
+reads it next, above all a reranker's blend.
 """
 
 from __future__ import annotations
@@ -24,8 +33,8 @@ from shoal.v1.search_pb2 import Fusion
 
 # Of reciprocal rank: how little the first ranks differ. The value of its authors.
 RANK_OFFSET: Final = 60.0
-# Range of the inner products that is taken where they hardly differ: the words then decide.
-_MIN_RANGE: Final = 1e-3
+# In place of a greatest inner product that is not above 0: then the words decide.
+_MIN_GREATEST: Final = 1e-3
 
 
 @dataclass(frozen=True)
@@ -102,29 +111,18 @@ def _fused(
     lexical_ranks: NDArray[np.int64],
 ) -> NDArray[np.float32]:
     """The fused score of each candidate, in the range of the dense ones."""
-    weight = plan.lexical_weight
-    by_vector, by_words = dense[dense_ranks > 0], lexical[lexical_ranks > 0]
+    greatest = max(float(dense.max(initial=0.0)), _MIN_GREATEST)
     if plan.fusion == Fusion.FUSION_RECIPROCAL_RANK:
-        first = 1.0 / (RANK_OFFSET + 1.0)
-        ranked = (1.0 - weight) * _reciprocal(dense_ranks) + weight * _reciprocal(lexical_ranks)
-        summed = ranked / first
+        by_vector, by_words = _reciprocal(dense_ranks), _reciprocal(lexical_ranks)
     else:
-        summed = (1.0 - weight) * _scaled(dense, by_vector) + weight * _scaled(lexical, by_words)
-    if len(by_vector) == 0:
-        return summed.astype(np.float32)
-    least, greatest = float(by_vector.min()), float(by_vector.max())
-    return (least + summed * max(greatest - least, _MIN_RANGE)).astype(np.float32)
+        by_vector = np.maximum(dense, 0.0) / greatest
+        most_words = float(lexical.max(initial=0.0))
+        by_words = lexical / most_words if most_words else np.zeros(len(lexical))
+    weight = plan.lexical_weight
+    summed = (1.0 - weight) * by_vector + weight * by_words
+    return (summed * greatest).astype(np.float32)
 
 
 def _reciprocal(ranks: NDArray[np.int64]) -> NDArray[np.float64]:
-    return np.where(ranks > 0, 1.0 / (RANK_OFFSET + ranks), 0.0)
-
-
-def _scaled(values: NDArray[np.float32], best: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Bring values to 0 to 1 by the least and the greatest of the best."""
-    if len(best) == 0:
-        return np.zeros(len(values))
-    least, greatest = float(best.min()), float(best.max())
-    if greatest == least:
-        return (values >= least).astype(np.float64)
-    return np.clip((values.astype(np.float64) - least) / (greatest - least), 0.0, 1.0)
+    """1 for the first, less for all others."""
+    return np.where(ranks > 0, (RANK_OFFSET + 1.0) / (RANK_OFFSET + ranks), 0.0)

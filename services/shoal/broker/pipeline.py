@@ -101,7 +101,8 @@ class Pipeline:
         if len(route.groups) == 1:
             vector = await self._encode(request, route, query, budget, trace)
             return vector, LexicalQuery(text=query.text)
-        counting = asyncio.create_task(self._count(route, query.text, budget, trace))
+        version = self._version_to_wait_for(request, route)
+        counting = asyncio.create_task(self._count(route, query.text, version, budget, trace))
         try:
             vector = await self._encode(request, route, query, budget, trace)
             with _timed(trace, Stage.STAGE_STATISTICS):
@@ -110,15 +111,20 @@ class Pipeline:
             counting.cancel()
 
     async def _count(
-        self, route: IndexRoute, text: str, budget: Budget, trace: Trace
+        self, route: IndexRoute, text: str, version: int, budget: Budget, trace: Trace
     ) -> LexicalQuery | None:
         versions = self.probe.applied_versions(route)
         try:
-            counted = await self.statistics.count(route, text, versions, budget.encode())
+            counted = await self.statistics.count(route, text, versions, budget.encode(), version)
         except ServiceError as error:
             trace.cuts.append(cut(Stage.STAGE_STATISTICS, error.reason, str(error)))
             return None
         return None if counted is None else LexicalQuery(text=text, statistics=counted)
+
+    def _version_to_wait_for(self, request: SearchRequest, route: IndexRoute) -> int:
+        """The table version that is asked for; 0 if all shards are known to have applied it."""
+        wanted = request.min_table_version
+        return 0 if wanted == 0 or self.probe.reached(route, wanted) else wanted
 
     async def _encode(
         self,
@@ -171,14 +177,13 @@ class Pipeline:
         fill: Fill.ValueType,
     ) -> Found:
         wanted = request.min_table_version
-        reached = wanted == 0 or self.probe.reached(route, wanted)
-        waits = 0 if reached else wanted
+        waits = self._version_to_wait_for(request, route)
         if words is not None:
             depth = _fused_depth(query, depth)
         shard_query = ShardQuery(vector, depth, fill, waits, words)
         with _timed(trace, Stage.STAGE_SEARCH):
             found = await self.shards.search(route, shard_query, budget.search())
-            if reached and found.is_behind(wanted):
+            if not waits and found.is_behind(wanted):
                 # A server has restarted from an older snapshot since the probe looked.
                 shard_query = replace(shard_query, min_table_version=wanted)
                 found = await self.shards.search(route, shard_query, budget.search())

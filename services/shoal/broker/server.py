@@ -79,7 +79,7 @@ class BrokerService:
             fetcher=FetchStage(shard_servers),
             rerankers=self._rerankers,
             probe=self._probe,
-            statistics=StatisticsStage(shard_servers, settings.coalesce_count),
+            statistics=StatisticsStage(shard_servers, settings),
         )
         reader = DocumentReader(shard_servers)
         self._search = SearchServer(

@@ -155,7 +155,10 @@ class ShardService(ShardServiceServicer):
         deadline = Deadline.of(context)
         requests.check_count(request)
         follower, layout = self._find(request.layout)
-        targets = _targets(layout, list(request.shards))
+        shards = list(request.shards)
+        _targets(layout, shards)  # Waiting is for shards that can be searched at all.
+        await self._wait_for(follower, layout, shards, request.min_table_version, deadline)
+        targets = _targets(layout, shards)
         analyzer, texts = _analyzer(follower), list(request.texts)
         return await self._search(lambda: answer.count_texts(targets, texts, analyzer), deadline)
 
