@@ -1,7 +1,8 @@
 """Do words and vectors rank alike however an index is divided, through writes, deletions and folds?
 
-Three clusters get the same writes: one shard, two shards on a server, and four on two servers. Writer,
-shard servers and brokers are real; the encoder is a stand-in, whose vectors follow from words.
+Three clusters get the same writes: one shard, two shards on a server, and four on two servers.
+Writer, shard servers and brokers are real; the encoder is a stand-in, whose vectors follow from
+words.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from shoal.broker.config import BrokerSettings
 from shoal.broker.server import BrokerService
 from shoal.lexical.analysis import DEFAULT_ANALYZER, analyzer_of
 from shoal.rpc.errors import ServiceError
-from shoal.shard.bm25 import B, K1
+from shoal.shard.bm25 import K1, B
 from shoal.shard.config import ShardSettings
 from shoal.shard.server import ShardService
 from shoal.v1.documents_pb2 import DeleteDocumentsRequest, Document

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shoal.lexical.analysis import pack_terms
 from shoal.shard import bm25
-from shoal.shard.bm25 import B, K1
+from shoal.shard.bm25 import K1, B
 from shoal.shard.postings import (
     CountedTerms,
     Postings,

@@ -73,8 +73,8 @@ def search_request(
     candidate_count: how many to rerank, 1 to 200; None means the cluster's default.
     min_table_version: one that a write returned, to read your own writes. hits_per_document: a
     number groups hits by document, no more than so many of each, and `top_k` counts documents.
-    hybrid: whether the words of a question count beside its vector. lexical_weight: how much, 0 to 1,
-    where 1 is words alone; None means the cluster's default.
+    hybrid: whether the words of a question count beside its vector. lexical_weight: how much, 0 to
+    1, where 1 is words alone; None means the cluster's default.
     What each field means is written in `shoal/v1/search.proto`.
     """
     request = SearchRequest(

@@ -45,9 +45,9 @@ def answer_key(
 ) -> bytes:
     """Name an answer by all that it depends on.
 
-    versions: applied by each shard; models: the encoder's and the rerankers'; rerank_count,
-    hybrid: what the request comes to by this broker's own defaults. Every field of the request takes part, those
-    too that are added later.
+    versions: applied by each shard; models: the encoder's and the rerankers'; rerank_count, hybrid:
+    what the request comes to by this broker's own defaults. Every field of the request takes part,
+    those too that are added later.
     """
     decisive = (route.key, versions, models, rerank_count, hybrid)
     return _digest(

@@ -19,13 +19,14 @@ class BrokerSettings(BaseModel):
     """Candidates to rerank when a request does not say. Beyond twenty the reranker's time grows
     faster than the ranking gets better."""
     lexical_weight: float = Field(default=0.4, ge=0, le=1)
-    """Weight of the words in a search by text that does not say, beside that of the vectors; 0: words
-    are not looked at. Chosen on Debian's package descriptions: see `shoal.broker.fusion`."""
+    """Weight of the words in a search by text that does not say, beside that of the vectors; 0:
+    words are not looked at. Chosen on Debian's package descriptions: see `shoal.broker.fusion`."""
     hybrid_candidates: int = Field(default=50, ge=1, le=1000)
     """Candidates of either kind that are fused when a request does not say. More are not better."""
     rerank_s: float = Field(default=5.0, gt=0)
-    """Seconds that a search waits for the reranker at most; the order before it is its answer then. Ten times what twenty candidates take on one busy core: longer, and the reranker
-    hangs, or has more work than it will ever do."""
+    """Seconds that a search waits for the reranker at most; the order before it is its answer then.
+    Ten times what twenty candidates take on one busy core: longer, and the reranker hangs,
+    or has more work than it will ever do."""
     coalesce_count: int = Field(default=64, ge=1, le=256)
     """Most queries in one call to an encoder, a shard server or a reranker."""
     hedge_ratio: float = Field(default=0.05, ge=0, le=1)

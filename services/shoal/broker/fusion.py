@@ -1,29 +1,29 @@
 """How do a ranking by vectors and one by words become one?
 
-Every candidate comes with both scores, whichever way it was found, so that nothing depends on how many
-candidates either way gave.
+Every candidate comes with both scores, whichever way it was found, so that nothing depends on how
+many candidates either way gave.
 
-Convex combination: both scores are divided by the greatest of their kind, and summed by weight. Their
-least is known without looking: 0 for BM25, and about 0 for unit vectors of texts that have nothing to do
-with each other ("theoretical minimum": Bruch, Gai and Ingber, 2023). Reciprocal rank (Cormack, Clarke
-and Büttcher, 2009) looks at the ranks alone. nDCG@10 on 2,920 summaries of Debian packages that ask for
-8,838 descriptions, by weight of the words:
+Convex combination: both scores are divided by the greatest of their kind, and summed by weight.
+Their least is known without looking: 0 for BM25, and about 0 for unit vectors of texts that have
+nothing to do with each other ("theoretical minimum": Bruch, Gai and Ingber, 2023). Reciprocal rank
+(Cormack, Clarke and Büttcher, 2009) looks at the ranks alone. nDCG@10 on 2,920 summaries of Debian
+packages that ask for 8,838 descriptions, by weight of the words:
 
     vectors alone 0.819, words alone 0.833                     0.3      0.4      0.5
     convex, 50 or 100 candidates of either kind               0.880    0.880    0.877
     convex, by the least of 50 candidates of either kind      0.871    0.880    0.881
     convex, by the least of 100                               0.869    0.877    0.879
 
-Both are pure functions of the candidates of all shards together, so that a division into shards changes
-nothing. The fused score is in the range of the inner products, so that it means what they do for whoever
-reads it next, above all a reranker's blend.
+Both are pure functions of the candidates of all shards together, so that a division into shards
+changes nothing. The fused score is in the range of the inner products, so that it means what they
+do for whoever reads it next, above all a reranker's blend.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,6 +112,8 @@ def _fused(
 ) -> NDArray[np.float32]:
     """The fused score of each candidate, in the range of the dense ones."""
     greatest = max(float(dense.max(initial=0.0)), _MIN_GREATEST)
+    by_vector: NDArray[Any]
+    by_words: NDArray[Any]
     if plan.fusion == Fusion.FUSION_RECIPROCAL_RANK:
         by_vector, by_words = _reciprocal(dense_ranks), _reciprocal(lexical_ranks)
     else:

@@ -311,7 +311,8 @@ class Pipeline:
         ):
             each.rerank_score, each.score = rerank_score, score
         head.sort(key=lambda each: -each.score)
-        # What was not reranked follows in the order before it; its score never exceeds what is above it.
+        # What was not reranked follows in the order before it; its score never exceeds what is
+        # above it.
         for each in tail:
             each.score = min(each.score, head[-1].score)
         return head + tail

@@ -1,13 +1,14 @@
 """How do lexical scores rest on the whole index, when several servers hold it?
 
 Each server counts the question's terms in its own shards; the broker adds the counts up and sends
-them along with the search, so that all servers weigh the terms alike. Counting runs while the question
-is encoded, which takes longer, so that it lengthens nothing. Where one server holds all shards it counts
-by itself, without a call.
+them along with the search, so that all servers weigh the terms alike. Counting runs while the
+question is encoded, which takes longer, so that it lengthens nothing. Where one server holds all
+shards it counts by itself, without a call.
 
-The sums are kept for a while. They are exact for the table version that the probe has last heard of,
-which is a quarter of a second old at most; a search in between weighs its terms by counts that lack the
-latest writes, the same on all servers. A search that asks for a table version counts at that one.
+The sums are kept for a while. They are exact for the table version that the probe has last heard
+of, which is a quarter of a second old at most; a search in between weighs its terms by counts that
+lack the latest writes, the same on all servers. A search that asks for a table version counts at
+that one.
 """
 
 from __future__ import annotations
@@ -186,7 +187,7 @@ def summed(parts: Sequence[TermStatistics]) -> TermStatistics:
     )
     assert all(each.terms == total.terms for each in parts)
     counts = [unpack(each.frequencies, UINT64, "frequencies") for each in parts]
-    total.frequencies = pack(np.sum(counts, axis=0, dtype=np.uint64), UINT64)
+    total.frequencies = pack(np.stack(counts).sum(axis=0, dtype=np.uint64), UINT64)
     return total
 
 

@@ -1,10 +1,10 @@
 """Which terms does a text have?
 
 A text is cut into words, brought to lower case, freed of stop words and stemmed; a term is the hash
-of what is left, 32 bits. A vocabulary would have to be shared by writer, shards and their moves, and
-hashes need none: of 200,000 different words about 5 pairs share one, of a million about 116, and what
-happens then is that a rare word finds a few passages of another. Scripts without spaces between words
-become overlapping pairs of characters, as is usual where no dictionary is at hand.
+of what is left, 32 bits. A vocabulary would have to be shared by writer, shards and their moves,
+and hashes need none: of 200,000 different words about 5 pairs share one, of a million about 116,
+and what happens then is that a rare word finds a few passages of another. Scripts without spaces
+between words become overlapping pairs of characters, as is usual where no dictionary is at hand.
 
 An analyzer has a name that stands in the table whose passages it analysed, so that questions are
 analysed alike. Whatever changes its terms needs a new name.
@@ -38,9 +38,10 @@ _MAX_WORD_CHARS: Final = 64
 # Words whose terms are remembered: about 100 bytes each.
 _MAX_KNOWN: Final = 1 << 18
 
-# Words that say nothing of what a text is about, and which most texts have; with what `_WORD` leaves
-# of "it's" and "don't". Asked for 63,665 descriptions of Debian packages by 3,636 of their summaries,
-# nDCG@10 is 0.710 without them, 0.708 without the 33 that Lucene leaves out, and 0.706 with all.
+# Words that say nothing of what a text is about, and which most texts have; with what `_WORD`
+# leaves of "it's" and "don't". Asked for 63,665 descriptions of Debian packages by 3,636 of their
+# summaries, nDCG@10 is 0.710 without them, 0.708 without the 33 that Lucene leaves out, and 0.706
+# with all.
 _STOP_WORDS: Final = frozenset(
     """
     i me my myself we our ours ourselves you your yours yourself yourselves he him his himself
@@ -51,7 +52,7 @@ _STOP_WORDS: Final = frozenset(
     under again further then once here there when where why how all any both each few more
     most other some such no nor not only own same so than too very s t can will just don
     should now
-    """.split()
+    """.split()  # noqa: SIM905  # a list of 127 strings would fill two pages
 )
 
 

@@ -1,14 +1,14 @@
 """How well does a passage fit the words of a question?
 
-BM25 (Robertson and Zaragoza, 2009, with the inverse document frequency that Lucene uses, which is never
-negative):
+BM25 (Robertson and Zaragoza, 2009, with the inverse document frequency that Lucene uses, which is
+never negative):
 
     score = sum over the question's terms of  weight * f / (f + k1 * (1 - b + b * length / average))
     weight = count in the question * ln(1 + (N - n + 0.5) / (n + 0.5))
 
-N, the average length and n, the number of passages with the term, are those of the whole index, so that
-scores compare between shards. Scores are summed in one order of the terms wherever a passage is, in
-float32: the same passage has the same score to the last bit, however the index is divided.
+N, the average length and n, the number of passages with the term, are those of the whole index, so
+that scores compare between shards. Scores are summed in one order of the terms wherever a passage
+is, in float32: the same passage has the same score to the last bit, however the index is divided.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def search(
 def scores_at(
     source: PostingSource, query: TermQuery, positions: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """The scores of some passages, 0 for one without a term of the question: float32 [positions]."""
+    """The scores of some passages, 0 for those without a term: float32 [positions]."""
     scorer, scores = _Scorer(query, source.lengths), np.zeros(len(positions), dtype=np.float32)
     wanted = positions.astype(np.uint32)
     for at, each in enumerate(source.find(query.terms)):

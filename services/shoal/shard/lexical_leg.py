@@ -1,10 +1,10 @@
 """How do the words of a question find passages beside its vector, in all shards together?
 
-Each place (a main segment or a tail) gives its best by BM25, under the same bitmap of what is live as
-the vectors' search. Then every candidate is scored in the way that did not find it: one that the
+Each place (a main segment or a tail) gives its best by BM25, under the same bitmap of what is live
+as the vectors' search. Then every candidate is scored in the way that did not find it: one that the
 words found gets its inner product, one that the vector found gets its BM25, so that both scores of
-each are known to who fuses them. The terms are weighed by counts over the whole index, of what is live:
-the dead are counted out exactly, as they are many here and few there.
+each are known to who fuses them. The terms are weighed by counts over the whole index, of what is
+live: the dead are counted out exactly, as they are many here and few there.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _read(query: LexicalQuery, analyzer: Analyzer, targets: Sequence[Target]) ->
 
 
 def read_statistics(message: TermStatistics, terms: Terms) -> Statistics:
-    """Read counts that a broker has added up. Raises InvalidFieldError if they are of other terms."""
+    """Read counts that a broker has added up. Raises InvalidFieldError if of other terms."""
     found: Terms = unpack(message.terms, UINT32, "lexical.statistics.terms")
     frequencies = unpack(message.frequencies, UINT64, "lexical.statistics.frequencies")
     if not np.array_equal(found, terms) or len(frequencies) != len(terms):

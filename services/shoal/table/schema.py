@@ -14,7 +14,8 @@ from shoal.lexical.analysis import DEFAULT_ANALYZER
 # Rises when a column changes its meaning; tables of a newer version are refused.
 SCHEMA_VERSION: Final = 1
 SCHEMA_VERSION_KEY: Final = b"shoal.schema_version"
-# Names the analyzer that made the column of terms. Tables that were made before there was one have neither.
+# Names the analyzer that made the column of terms. Tables that were made before there was one have
+# neither.
 ANALYZER_KEY: Final = b"shoal.analyzer"
 
 # Rises with every operation on a document. All rows of one operation share it.
@@ -38,8 +39,8 @@ METADATA: Final = "metadata"
 CONTENT_HASH: Final = "content_hash"
 CREATED_AT: Final = "created_at"
 UPDATED_AT: Final = "updated_at"
-# The terms of title and text, with their counts: see `shoal.lexical.analysis`. Null if they were not
-# analysed. Kept so that no shard has to read and analyse the text: that takes 0.1 ms a passage.
+# The terms of title and text, with their counts: see `shoal.lexical.analysis`. Null if they were
+# not analysed. Kept so that no shard has to read and analyse the text: that takes 0.1 ms a passage.
 TERMS: Final = "terms"
 # Unit length.
 VECTOR: Final = "vector"
