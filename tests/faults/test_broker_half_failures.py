@@ -16,13 +16,13 @@ the reranker hangs                             not every search waits for it
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import grpc
 import pytest
 from shoal.broker.fan_out import MAX_TEXTS
+from shoal.broker.replicas import NEVER_S
 from shoal.broker.targets import TRIES
 from shoal.internal.v1.shard_pb2 import FetchPassagesRequest, FetchPassagesResponse, Fill
 from shoal.internal.v1.writer_pb2 import DropTableRequest, DropTableResponse
@@ -30,6 +30,7 @@ from shoal.internal.v1.writer_pb2_grpc import (
     WriterServiceServicer,
     add_WriterServiceServicer_to_server,
 )
+from shoal.rpc.deadline import Deadline
 from shoal.rpc.errors import ServiceError
 from shoal.v1.cluster_pb2 import Role
 from shoal.v1.errors_pb2 import Reason
@@ -71,9 +72,9 @@ async def test_the_fullest_answer_is_taken_if_no_replica_has_all(other: str) -> 
             await rig.cluster.kill("shard-server-1")
         else:
             rig.shards["shard-server-1"].unready = {1}
-        started_s = time.monotonic()
         response = await rig.search(bypass_cache=True, timeout_s=30.0)
-        assert time.monotonic() - started_s < 15.0
+        # Nobody is asked again and again until the deadline.
+        assert all(len(server.calls) <= 2 for server in rig.shards.values())
         assert ids_of(response) == rig.best(without=1)
         assert response.coverage.shards_searched == 1
         assert any("shard 1" in each.message for each in response.coverage.cuts)
@@ -125,7 +126,9 @@ async def test_a_server_that_was_killed_is_waited_for() -> None:
         address = rig.cluster.instances["shard-server-1"].address
         await rig.cluster.kill("shard-server-1")
         search = asyncio.create_task(rig.search(timeout_s=30.0, bypass_cache=True))
-        await asyncio.sleep(1.0)
+        target = rig.broker._targets[Role.ROLE_SHARD_SERVER].get("shard-server-1")
+        assert target is not None
+        await until(lambda: target.health.down_since_s != NEVER_S)
         await rig.cluster.add(rig.shards["shard-server-1"], listen=address)
         response = await search
         assert response.coverage.complete
@@ -136,14 +139,13 @@ async def test_an_outage_that_lasts_stalls_nobody_for_long() -> None:
     async with rigged(TWO_SERVERS, restart_s=1.0, straggler_s=0.1) as rig:
         await rig.search()
         await rig.cluster.kill("shard-server-1")
-        durations_s = []
         for number in range(4):
-            started_s = time.monotonic()
             response = await rig.search(f"gull {number}", timeout_s=60.0)
-            durations_s.append(time.monotonic() - started_s)
             assert response.coverage.shards_searched == 1
-        assert durations_s[0] > 0.5
-        assert min(durations_s[1:]) < durations_s[0]
+        # The patience counts from the first failure, and not from that of each search.
+        fan_out = rig.broker._search._pipeline.shards
+        away = [each for each in rig.broker._routes().index("books").groups if 1 in each.shards]
+        assert fan_out._restart_deadline(away, Deadline.after(60.0)).passed
 
 
 async def test_an_explanation_names_the_shards_that_did_not_answer() -> None:

@@ -130,6 +130,7 @@ class StandInReranker(StandIn, reranker_pb2_grpc.RerankerServiceServicer):
     def __init__(self, instance_id: str = "reranker-0") -> None:
         super().__init__(instance_id)
         self.calls: list[list[RerankItem]] = []
+        self.budgets_s: list[float] = []
 
     def register(self, server: grpc.aio.Server) -> Sequence[str]:
         reranker_pb2_grpc.add_RerankerServiceServicer_to_server(self, server)
@@ -137,6 +138,7 @@ class StandInReranker(StandIn, reranker_pb2_grpc.RerankerServiceServicer):
 
     async def Rerank(self, request: RerankRequest, context: Any) -> RerankResponse:
         self.calls.append(list(request.items))
+        self.budgets_s.append(context.time_remaining())
         await self.faults.strike()
         return RerankResponse(items=[_scores(item) for item in request.items], model=RERANKER_MODEL)
 
