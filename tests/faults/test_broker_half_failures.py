@@ -11,6 +11,7 @@ the writer's answer is lost                    a drop succeeds all the same
 many deep queries at once                      no call's answer is too large to be sent
 the same fault again and again                 a few attempts, not one after the other
 the reranker hangs                             not every search waits for it
+every instance of a role is overloaded         the caller is told at once, and when to come back
 """
 
 from __future__ import annotations
@@ -242,6 +243,21 @@ async def test_a_fault_that_comes_back_is_met_a_few_times(reason: Reason.ValueTy
         with pytest.raises(ServiceError, match="a bug"):
             await rig.search(timeout_s=20.0)
         assert len(server.calls) == TRIES
+
+
+@pytest.mark.parametrize("role", ["encoder", "shard server"])
+async def test_an_overload_is_passed_on_at_once_with_its_delay(role: str) -> None:
+    async with rigged(ONE_SERVER) as rig:
+        stand_in = rig.encoder if role == "encoder" else rig.shards["shard-server-0"]
+        stand_in.faults.fails = ServiceError(
+            Reason.REASON_OVERLOADED, "too much to do", retry_delay_s=0.5
+        )
+        with pytest.raises(ServiceError, match="too much to do") as caught:
+            await rig.search(timeout_s=30.0)
+        assert caught.value.reason == Reason.REASON_OVERLOADED
+        assert caught.value.failure.code == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert caught.value.failure.retry_delay_s == pytest.approx(0.5)
+        assert len(stand_in.calls) == 1
 
 
 async def test_not_every_search_waits_for_a_reranker_that_hangs() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,13 @@ from shoal.rpc.deadline import Deadline
 from shoal.rpc.errors import ServiceError
 from shoal.v1.errors_pb2 import Reason
 from shoal.v1.search_pb2 import CacheState, Hit, SearchRequest, SearchResponse, Stage
+
+# Of what all shard servers say, that which the caller can do something about.
+_PASSED_ON: Final = (
+    Reason.REASON_TABLE_VERSION_AHEAD,
+    Reason.REASON_INVALID_FIELD,
+    Reason.REASON_OVERLOADED,
+)
 
 
 @dataclass(frozen=True)
@@ -312,7 +320,7 @@ def _nobody_answered(found: Found) -> ServiceError:
         if isinstance(error, ServiceError) and not _is_late(error)
     ]
     for error in errors:
-        if error.reason in (Reason.REASON_TABLE_VERSION_AHEAD, Reason.REASON_INVALID_FIELD):
+        if error.reason in _PASSED_ON:
             return error
     if errors:
         return ServiceError(
