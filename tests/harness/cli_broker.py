@@ -115,6 +115,13 @@ class Broker(
         ]
         return indexes_pb2.DescribeIndexResponse(index=index, shards=shards)
 
+    def UpdateIndex(self, request, context):
+        self.documents(request.name, context)
+        index = self.describe(request.name)
+        index.recall_target = request.recall_target or 0.95
+        index.declared_kind = request.kind
+        return indexes_pb2.UpdateIndexResponse(index=index)
+
     def DropIndex(self, request, context):
         self.documents(request.name, context)
         del self.indexes[request.name]
@@ -137,6 +144,7 @@ class Broker(
                 version.passage_count, version.document_count = 2, 2
                 version.recall, version.recall_target, version.shard_count = 0.975, 0.95, 2
                 version.size_bytes, version.encoder_model = 1_500_000, ENCODER
+                version.kind = search_pb2.SEARCH_KIND_IVF_PQ
             elif state == "FAILED":
                 version.message = message
             elif done is not None:

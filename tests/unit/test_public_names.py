@@ -53,6 +53,7 @@ METHODS = [
     "rollback_index",
     "scale",
     "search",
+    "update_index",
     "upsert",
 ]
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from shoal.shard.codebook import train_codebook
 from shoal.shard.codes import load_codebook
+from shoal.shard.filling import SegmentBuilder
 from shoal.shard.follow import _changes
 from shoal.shard.held import HeldLayout, HeldShard, LayoutId
 from shoal.shard.load import build_shards
 from shoal.shard.search import Target, search
-from shoal.shard.segment import SegmentBuilder
 from shoal.shard.shard import Shard
 from shoal.shard.tombstones import Live
 from shoal.table import schema

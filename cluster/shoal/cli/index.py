@@ -5,15 +5,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from shoal.cli import versions
-from shoal.cli.options import AsJson, Endpoint, IndexName, Timeout, connected
-from shoal.cli.output import CliError, print_json, print_message, print_table, say
+from shoal.cli import plan, versions
+from shoal.cli.options import (
+    AsJson,
+    Endpoint,
+    IndexName,
+    Kind,
+    Recall,
+    Timeout,
+    connected,
+    kind_number,
+)
+from shoal.cli.output import CliError, note, print_json, print_message, print_table, say
 
 if TYPE_CHECKING:
     from shoal.v1.indexes_pb2 import DescribeIndexResponse, Index
 
 app = typer.Typer(help="Make, list, describe, build and drop indexes.", no_args_is_help=True)
 app.command("build")(versions.build)
+app.command("plan")(plan.plan)
 app.command("versions")(versions.versions)
 app.command("promote")(versions.promote)
 app.command("rollback")(versions.rollback)
@@ -35,17 +45,58 @@ def create(
             "of your own only.",
         ),
     ] = 0,
+    recall: Recall = None,
+    kind: Kind = None,
     endpoint: Endpoint = None,
     as_json: AsJson = False,
     timeout: Timeout = 30.0,
 ) -> None:
     """Make an empty index."""
     with connected(endpoint) as client:
-        index = client.create_index(name, dimension, timeout_s=timeout)
+        index = client.create_index(
+            name,
+            dimension,
+            recall_target=recall or 0.0,
+            kind=kind_number(kind or "auto"),
+            timeout_s=timeout,
+        )
     if as_json:
         print_message(index)
     else:
         say(f"{index.name} is there: {index.dimension} dimensions, {index.encoder_model}")
+
+
+@app.command()
+def update(
+    name: IndexName,
+    recall: Recall = None,
+    kind: Kind = None,
+    endpoint: Endpoint = None,
+    as_json: AsJson = False,
+    timeout: Timeout = 10.0,
+) -> None:
+    """Change the recall target or the kind of an index, for the versions that are built next."""
+    from shoal.cli.plain import enum_name
+    from shoal.v1.search_pb2 import SearchKind
+
+    if recall is None and kind is None:
+        raise CliError("there is nothing to change: give --recall, or --kind")
+    with connected(endpoint) as client:
+        index = client.update_index(
+            name,
+            recall_target=recall,
+            kind=None if kind is None else kind_number(kind),
+            timeout_s=timeout,
+        )
+    if as_json:
+        print_message(index)
+        return
+    kind_name = enum_name(SearchKind.DESCRIPTOR, index.declared_kind).lower().replace("_", "-")
+    say(
+        f"The next versions of {name} are built for recall@10 {index.recall_target:g}, of the kind "
+        + (f"{kind_name}." if index.declared_kind else "that suits.")
+    )
+    note(f"What serves is as it was: `shoal index build {name}` makes one.")
 
 
 @app.command("list")
@@ -109,6 +160,7 @@ def _print_description(found: DescribeIndexResponse) -> None:
         version += f" (version {index.standby_version} stands by)"
     say(
         f"uid {index.uid}  {index.dimension} dimensions  {version}  "
+        f"recall target {index.recall_target:g}  "
         f"made {index.create_time.ToJsonString()}",
         "dim",
     )

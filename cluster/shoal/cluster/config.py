@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from shoal.v1 import cluster_pb2
 
 HOME_VARIABLE: Final = "SHOAL_HOME"
@@ -130,6 +138,11 @@ class BuildLimits(_Frozen):
     encode_tasks: int = Field(default=2, ge=1, le=1024)
     """Segments that are encoded at once, by one thread each, on whichever machines Ray chooses.
     Each holds one segment in memory. With several machines: about the cores that may be spared."""
+    memory_bytes: ByteSize | None = Field(default=None, gt=0)
+    """Memory that one copy of an index may take over all its shard servers, such as 64GiB: what
+    the kind of a version is chosen by where none is declared. None: no bound, as the machines of
+    the shard servers are not known here, and segments are mapped, so that the system takes back
+    what searches do not touch; the kind then is IVF-PQ."""
 
 
 class ClusterConfig(_Frozen):

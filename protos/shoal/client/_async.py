@@ -52,11 +52,13 @@ from shoal.v1.indexes_pb2 import (
     PromoteIndexVersionRequest,
     RollbackIndexRequest,
     RollbackIndexResponse,
+    UpdateIndexRequest,
 )
 from shoal.v1.indexes_pb2_grpc import IndexServiceStub
 from shoal.v1.search_pb2 import (
     BatchSearchResponse,
     RetrieveContextResponse,
+    SearchKind,
     SearchRequest,
     SearchResponse,
 )
@@ -240,11 +242,38 @@ class AsyncClient:
         return await self._call(self._documents.GetDocuments, request, timeout_s)
 
     async def create_index(
-        self, name: str, dimension: int = 0, *, timeout_s: float = 30.0
+        self,
+        name: str,
+        dimension: int = 0,
+        *,
+        recall_target: float = 0.0,
+        kind: SearchKind.ValueType = SearchKind.SEARCH_KIND_UNSPECIFIED,
+        timeout_s: float = 30.0,
     ) -> Index:
-        """Make an empty index. dimension: 0 means that of the cluster's encoder."""
-        request = requests.create_index_request(name, dimension)
+        """Make an empty index.
+
+        dimension: 0 means that of the cluster's encoder. recall_target: recall at 10 that its
+        versions are built to reach; 0 means the cluster's default. kind: to build them as;
+        unspecified means that it is chosen from passages, dimension and memory.
+        """
+        request = requests.create_index_request(name, dimension, recall_target, kind)
         return (await self._call(self._indexes.CreateIndex, request, timeout_s)).index
+
+    async def update_index(
+        self,
+        name: str,
+        *,
+        recall_target: float | None = None,
+        kind: SearchKind.ValueType | None = None,
+        timeout_s: float = 10.0,
+    ) -> Index:
+        """Change what the next versions of an index are to be; None leaves it. Returns the index.
+
+        recall_target: 0 means the cluster's default. kind: unspecified means that it is chosen.
+        What serves is not touched.
+        """
+        request = UpdateIndexRequest(name=name, recall_target=recall_target, kind=kind)
+        return (await self._call(self._indexes.UpdateIndex, request, timeout_s)).index
 
     async def list_indexes(self, *, timeout_s: float = 10.0) -> AsyncIterator[Index]:
         """All indexes, by name. timeout_s: for each page."""
@@ -269,13 +298,22 @@ class AsyncClient:
         await self._call(self._indexes.DropIndex, DropIndexRequest(name=name), timeout_s)
 
     async def build_index_version(
-        self, name: str, *, promote: bool = False, timeout_s: float = 10.0
+        self,
+        name: str,
+        *,
+        promote: bool = False,
+        recall_target: float | None = None,
+        kind: SearchKind.ValueType = SearchKind.SEARCH_KIND_UNSPECIFIED,
+        timeout_s: float = 10.0,
     ) -> IndexVersion:
         """Begin to build a version of an index, beside the one that serves; return it.
 
         promote: make it serve once it is ready. `index_versions` says how far it is.
+        recall_target, kind: those of the index, unless they are given.
         """
-        request = BuildIndexVersionRequest(name=name, promote=promote)
+        request = BuildIndexVersionRequest(
+            name=name, promote=promote, recall_target=recall_target, kind=kind
+        )
         return (await self._call(self._indexes.BuildIndexVersion, request, timeout_s)).version
 
     async def index_versions(

@@ -26,6 +26,7 @@ from shoal.v1.search_pb2 import (
     Group,
     Rerank,
     RetrieveContextRequest,
+    SearchKind,
     SearchRequest,
     Vectors,
     VectorType,
@@ -164,9 +165,17 @@ def _ids(document_ids: Iterable[str]) -> list[str]:
     return list(document_ids)
 
 
-def create_index_request(name: str, dimension: int) -> CreateIndexRequest:
+def create_index_request(
+    name: str, dimension: int, recall_target: float, kind: SearchKind.ValueType
+) -> CreateIndexRequest:
     """What index to make, with an id that makes it safe to send twice."""
-    return CreateIndexRequest(name=name, dimension=dimension, request_id=uuid.uuid4().hex)
+    return CreateIndexRequest(
+        name=name,
+        dimension=dimension,
+        request_id=uuid.uuid4().hex,
+        recall_target=recall_target,
+        kind=kind,
+    )
 
 
 def scale_request(numbers: Mapping[str, int | None], index: str = "") -> ScaleClusterRequest:

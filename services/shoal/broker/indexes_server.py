@@ -18,10 +18,12 @@ from shoal.internal.v1.writer_pb2 import (
     CreateTableRequest,
     DropTableRequest,
     DropTableResponse,
+    UpdateTableRequest,
 )
 from shoal.rpc.arrays import MAX_DIMENSION
 from shoal.rpc.deadline import Deadline
 from shoal.rpc.errors import InvalidFieldError, ServiceError
+from shoal.rpc.index_goals import check_kind, check_recall_target, target_in_force
 from shoal.v1.errors_pb2 import Reason
 from shoal.v1.indexes_pb2 import (
     CreateIndexRequest,
@@ -35,6 +37,8 @@ from shoal.v1.indexes_pb2 import (
     ListIndexesRequest,
     ListIndexesResponse,
     ShardReplica,
+    UpdateIndexRequest,
+    UpdateIndexResponse,
 )
 from shoal.v1.indexes_pb2_grpc import IndexServiceServicer
 from shoal.v1.search_pb2 import SearchKind
@@ -61,12 +65,16 @@ class IndexesServer(VersionHandlers, IndexServiceServicer):
             raise InvalidFieldError("dimension", f"must be 1 to {MAX_DIMENSION}, or 0")
         if len(request.request_id.encode()) > 64:
             raise InvalidFieldError("request_id", "has more than 64 bytes")
+        check_recall_target(request.recall_target)
+        check_kind(request.kind)
         deadline = Deadline.of(context)
         creation = CreateTableRequest(
             name=request.name,
             dimension=request.dimension,
             # Repeating a call whose answer was lost must not find its own index in the way.
             request_id=request.request_id or uuid.uuid4().hex,
+            recall_target=request.recall_target,
+            kind=request.kind,
         )
         response = await reach_writer(
             self._writers,
@@ -96,8 +104,37 @@ class IndexesServer(VersionHandlers, IndexServiceServicer):
                 dimension=entry.dimension,
                 create_time=entry.create_time,
                 state=IndexState.INDEX_STATE_LOADING,
+                recall_target=target_in_force(entry.recall_target),
+                declared_kind=entry.kind,
             )
         )
+
+    async def UpdateIndex(
+        self, request: UpdateIndexRequest, context: _Context
+    ) -> UpdateIndexResponse:
+        """Have the writer note what the next versions are to be."""
+        check_index_name(request.name)
+        check_recall_target(request.recall_target)
+        check_kind(request.kind)
+        update = UpdateTableRequest(name=request.name)
+        if request.HasField("recall_target"):
+            update.recall_target = request.recall_target
+        if request.HasField("kind"):
+            update.kind = request.kind
+        response = await reach_writer(
+            self._writers,
+            lambda stub, budget_s: stub.UpdateTable(update, timeout=budget_s),
+            Deadline.of(context),
+        )
+        entry = response.entry
+        index = Index(name=entry.name, uid=entry.uid, dimension=entry.dimension)
+        route = self._board.routes.indexes.get(request.name)
+        if route is not None and route.uid == entry.uid:
+            index = self._index(route)
+        # The topology that says so may be on its way.
+        index.recall_target = target_in_force(entry.recall_target)
+        index.declared_kind = entry.kind
+        return UpdateIndexResponse(index=index)
 
     async def ListIndexes(
         self, request: ListIndexesRequest, context: _Context
@@ -180,7 +217,6 @@ class IndexesServer(VersionHandlers, IndexServiceServicer):
             state_value = IndexState.INDEX_STATE_LOADING
         elif len(ready) < route.shard_count:
             state_value = IndexState.INDEX_STATE_DEGRADED
-        kinds = {state.kind for state in ready.values()}
         return Index(
             name=route.name,
             uid=route.uid,
@@ -190,13 +226,22 @@ class IndexesServer(VersionHandlers, IndexServiceServicer):
             state=state_value,
             table_version=min((each.table_version for each in ready.values()), default=0),
             index_version=route.index_version,
-            # IVF-PQ only once all shards have it.
-            kind=min(kinds, default=SearchKind.SEARCH_KIND_UNSPECIFIED),
+            kind=_common_kind({state.kind for state in ready.values()}),
             document_count=sum(each.document_count for each in ready.values()),
             passage_count=sum(each.passage_count for each in ready.values()),
             shard_count=route.shard_count,
             standby_version=route.standby_version,
+            recall_target=target_in_force(route.recall_target),
+            declared_kind=SearchKind.ValueType(route.declared_kind),
         )
+
+
+def _common_kind(kinds: set[SearchKind.ValueType]) -> SearchKind.ValueType:
+    """How all shards search: a version's kind only once every one of them has it."""
+    if len(kinds) == 1:
+        return next(iter(kinds))
+    exact = SearchKind.SEARCH_KIND_EXACT
+    return exact if exact in kinds else SearchKind.SEARCH_KIND_UNSPECIFIED
 
 
 def _replica(server: str, shard: int, state: ShardState | None) -> ShardReplica:

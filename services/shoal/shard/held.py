@@ -16,7 +16,6 @@ from typing import Final
 from shoal.internal.v1.shard_pb2 import LayoutKey, ShardState
 from shoal.shard.codes import Codebook
 from shoal.shard.shard import Main, Shard
-from shoal.v1.search_pb2 import SearchKind
 
 _LOADING: Final = "it is being loaded"
 
@@ -125,7 +124,7 @@ class HeldLayout:
         state.table_version = view.cursor.version
         state.document_count = view.document_count
         state.passage_count = view.passage_count
-        state.kind = SearchKind.SEARCH_KIND_EXACT if self.exact else SearchKind.SEARCH_KIND_IVF_PQ
+        state.kind = view.main.segment.kind
         state.tail_count = view.tail_live.live_count
         state.memory_bytes = view.memory_bytes
         return state

@@ -15,7 +15,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from shoal.shard.codes import Codebook
 from shoal.shard.directory import COLUMNS, Directory, Positions, find_rows, hash_ids, records_of
-from shoal.shard.segment import Segment, SegmentBuilder
+from shoal.shard.filling import SegmentBuilder
+from shoal.shard.segment import Segment
 from shoal.shard.shard import Main
 from shoal.table import schema
 from shoal.table.cursor import EMPTY_CURSOR

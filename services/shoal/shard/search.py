@@ -1,9 +1,9 @@
 """How are many queries answered from many shards?
 
-The lists to look in are chosen once for all shards. Each shard gives its candidates, by codes, and
-its tail's, exactly; of the former the likeliest of all shards together are scored again. So it
-costs what one segment would, recall does not depend on the number of shards, and the codebook's
-measured parameters hold. A shard that fails is left out.
+Where to look is chosen once for all shards. Each shard gives its candidates, by codes, and its
+tail's, exactly; of the former the likeliest of all shards together are scored again, unless the
+codes' own scores are final. So it costs what one segment would, recall does not depend on the
+number of shards, and the codebook's measured parameters hold. A shard that fails is left out.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from shoal.shard.codes import Codebook
 from shoal.shard.directory import Directory, TailDirectory
+from shoal.shard.kinds import kind_of
 from shoal.shard.merge import MISSING_SCORE, best, likeliest
-from shoal.shard.segment import ExactSegment, IvfPqSegment, Vectors
+from shoal.shard.segment import CodedSegment, ExactSegment, Vectors
 from shoal.shard.shard import View
 
 _log = logging.getLogger(__name__)
@@ -95,21 +96,22 @@ class _Search:
         return blocks
 
     def coded(self, codebook: Codebook) -> list[_Block]:
-        """Search the inverted lists of all targets, and score the likeliest candidates again."""
+        """Search the codes of all targets, and score the likeliest candidates again."""
+        kind, growth = kind_of(codebook), self._growth(codebook)
         point = codebook.manifest.point_for(self.top_k)
-        count = point.candidate_count(self._growth(codebook))
-        assignment = codebook.assign(self.queries, point.nprobe)
+        count = point.candidate_count(growth)
+        probe = kind.probe(codebook, self.queries, point, growth)
         blocks = []
         for at, target in enumerate(self.targets):
             view, segment = target.view, target.view.main.segment
-            if isinstance(segment, IvfPqSegment) and view.main_live.live_count:
+            if isinstance(segment, CodedSegment) and view.main_live.live_count:
                 found = self.guarded(
                     target,
-                    partial(segment.candidates, self.queries, assignment, count, view.main_live),
+                    partial(segment.candidates, self.queries, probe, count, view.main_live),
                 )
                 blocks += _block(found, 2 * at)
-        if not blocks:
-            return []
+        if not blocks or not kind.refines:
+            return blocks
         candidates = _join(blocks)
         columns = likeliest(candidates.scores, count)
         return [self._refined(codebook, candidates.columns(columns))]
@@ -129,7 +131,7 @@ class _Search:
         wide = np.empty((len(parts), self.queries.shape[1]), codebook.wide.dtype)
         for at, target in enumerate(self.targets):
             segment = target.view.main.segment
-            if isinstance(segment, IvfPqSegment):
+            if isinstance(segment, CodedSegment):
                 here = np.flatnonzero(parts == 2 * at)
                 wide[here] = segment.wide.take(positions[here], axis=0, mode="clip")
         scores = codebook.wide.scores(

@@ -32,14 +32,7 @@ from shoal.shard.tombstones import Live
 from shoal.table import schema
 from shoal.table.cursor import Cursor
 from shoal.table.table import vectors_of
-from shoal.v1.search_pb2 import SearchKind
 
-# A fold copies the main segment: it waits for a tail of this part of it. Exact segments are as
-# quick to search in the tail as in the main segment.
-_FOLD_PART: Final = {
-    SearchKind.SEARCH_KIND_EXACT: 4,
-    SearchKind.SEARCH_KIND_IVF_PQ: 64,
-}
 # Dead passages cost memory, and time in every search.
 _MAX_DEAD_PART: Final = 5
 
@@ -148,7 +141,8 @@ class Shard:
         """True if the tail, or the dead, are many enough for a fold to be worth its cost."""
         view = self.view
         segment = view.main.segment
-        longest = max(self._fold_at_passages, segment.count // _FOLD_PART[segment.kind])
+        # A fold copies the main segment: it waits for a tail of some part of it.
+        longest = max(self._fold_at_passages, segment.count // segment.fold_part)
         dead = view.main_live.dead_count
         return view.tail_live.count >= longest or (
             dead >= self._fold_at_passages and dead * _MAX_DEAD_PART >= segment.count

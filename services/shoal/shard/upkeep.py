@@ -19,8 +19,8 @@ from shoal.shard.codes import Codebook, load_codebook
 from shoal.shard.config import ShardSettings
 from shoal.shard.held import HeldLayout, HeldShard
 from shoal.shard.kernel import faiss
+from shoal.shard.kind_lists import ListSegment
 from shoal.shard.origin import make_shards, own_segments
-from shoal.shard.segment import IvfPqSegment
 from shoal.shard.shard import Main, Shard
 from shoal.shard.snapshot import SnapshotFolder
 from shoal.table.durability import local_path
@@ -181,6 +181,6 @@ class Upkeep:
         mapped = folder.open(number, layout.codebook, layout.dimension, mapped=True, check=False)
         assert mapped is not None
         before, after = main.segment, mapped.segment
-        if isinstance(before, IvfPqSegment) and isinstance(after, IvfPqSegment):
+        if isinstance(before, ListSegment) and isinstance(after, ListSegment):
             mapped = replace(mapped, segment=replace(after, gpu=before.gpu))
         return mapped if shard.exchange(main, mapped) else main

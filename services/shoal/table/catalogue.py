@@ -33,6 +33,7 @@ from shoal.table.errors import (
 )
 from shoal.table.manifest import write_failure
 from shoal.table.versions import VersionRecord
+from shoal.v1.search_pb2 import SearchKind
 
 _log = logging.getLogger(__name__)
 
@@ -66,6 +67,10 @@ class IndexEntry:
     previous_version: int | None = None
     # Highest number that was ever given to a version.
     last_version: int = 0
+    # Recall at 10 that versions are built to reach; 0 for the default.
+    recall_target: float = 0.0
+    # Kind that versions are built as, as the protos number it; 0 to choose.
+    kind: int = 0
 
 
 class Catalogue:
@@ -124,6 +129,8 @@ class Catalogue:
         encoder_model: str,
         request_id: str,
         make_table: Callable[[str, int], Any],
+        recall_target: float = 0.0,
+        kind: int = 0,
     ) -> IndexEntry:
         """Make a table with `make_table(uri, dimension)`, and enter it; durable when it returns.
 
@@ -139,7 +146,15 @@ class Catalogue:
             uid = uuid.uuid4().hex
             folder = f"{INDEXES}/{name}-{uid}"
             entry = IndexEntry(
-                name, uid, folder, encoder_model, dimension, time.time_ns(), request_id
+                name,
+                uid,
+                folder,
+                encoder_model,
+                dimension,
+                time.time_ns(),
+                request_id,
+                recall_target=recall_target,
+                kind=kind,
             )
             self._save(self._entries, self._transient | {folder})
             try:
@@ -160,6 +175,17 @@ class Catalogue:
             self._save(rest, self._transient | {entry.folder})
             self._remove(entry.folder)
             return entry
+
+    def update(self, uid: str, *, recall_target: float | None, kind: int | None) -> IndexEntry:
+        """Change what versions are built to be; None leaves it. Raises IndexNotFoundError."""
+        with self._guard:
+            before = self._by_uid(uid)
+            entry = replace(
+                before,
+                recall_target=before.recall_target if recall_target is None else recall_target,
+                kind=before.kind if kind is None else kind,
+            )
+            return before if entry == before else self._replace(entry)
 
     def record_model(self, uid: str, encoder_model: str) -> IndexEntry:
         """Record the encoder that an index is written with, unless one is recorded already.
@@ -307,7 +333,7 @@ def _parse(path: Path, contents: bytes) -> tuple[dict[str, IndexEntry], set[str]
 
 
 def _entry(stored: dict[str, Any]) -> IndexEntry:
-    records = tuple(VersionRecord(**each) for each in stored.pop("versions", ()))
+    records = tuple(_record(each) for each in stored.pop("versions", ()))
     entry = IndexEntry(**stored, versions=records)
     if entry.index_version and not records:
         # Made before versions were listed: all that is known of it is that it serves.
@@ -316,6 +342,12 @@ def _entry(stored: dict[str, Any]) -> IndexEntry:
         )
         entry = replace(entry, versions=(record,), last_version=entry.index_version)
     return entry
+
+
+def _record(stored: dict[str, Any]) -> VersionRecord:
+    # Made before there were other kinds.
+    only = SearchKind.SEARCH_KIND_IVF_PQ if stored["state"] == "ready" else 0
+    return VersionRecord(**{"kind": only, **stored})
 
 
 def _lock(path: Path) -> IO[str]:

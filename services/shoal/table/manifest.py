@@ -73,6 +73,7 @@ class SearchParameters(_Frozen):
     top_k: int
     nprobe: int
     refine_factor: int
+    ef_search: int = 0
 
 
 class VersionManifest(_Frozen):
@@ -91,6 +92,8 @@ class VersionManifest(_Frozen):
     """The lowest that any of its segments holds."""
     document_count: int = 0
     passage_count: int = 0
+    kind: str = "ivf-pq"
+    """How its segments are searched (shoal.shard.kind_names)."""
     codebook_sha256: str = ""
     codebook: tuple[StoredFile, ...] = ()
     search_parameters: tuple[SearchParameters, ...] = ()

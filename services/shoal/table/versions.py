@@ -59,6 +59,8 @@ class VersionRecord:
     encoder_model: str = ""
     # Why it failed.
     message: str = ""
+    # How it is searched, as the protos number it; 0 while that is not known.
+    kind: int = 0
 
 
 Change = Callable[["IndexEntry"], "IndexEntry"]

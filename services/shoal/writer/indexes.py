@@ -16,6 +16,7 @@ from shoal.rpc.errors import ServiceError
 from shoal.table import Catalogue, IndexEntry, IndexNotFoundError, PassageTable, versions
 from shoal.table.versions import VersionRecord
 from shoal.v1.errors_pb2 import Reason
+from shoal.v1.search_pb2 import SearchKind
 from shoal.writer.commit import Committer
 from shoal.writer.config import WriterSettings
 from shoal.writer.versions import version_message
@@ -87,7 +88,14 @@ class Indexes:
         return [describe_index(self._open[name]) for name in sorted(self._open)]
 
     async def create(
-        self, name: str, *, dimension: int, encoder_model: str, request_id: str
+        self,
+        name: str,
+        *,
+        dimension: int,
+        encoder_model: str,
+        request_id: str,
+        recall_target: float = 0.0,
+        kind: int = 0,
     ) -> OpenIndex:
         """Make an index. Raises IndexExistsError, StorageFullError."""
         async with self._changing:
@@ -98,10 +106,26 @@ class Indexes:
                 encoder_model=encoder_model,
                 request_id=request_id,
                 make_table=PassageTable.create,
+                recall_target=recall_target,
+                kind=kind,
             )
             if name not in self._open:
                 await self._open_index(entry)
             return self._open[name]
+
+    async def update(
+        self, name: str, *, recall_target: float | None, kind: int | None
+    ) -> OpenIndex:
+        """Change what versions are built to be; None leaves it.
+
+        Raises IndexNotFoundError, StorageFullError.
+        """
+        async with self._changing:
+            uid = self.get(name).entry.uid
+            entry = await self._in_thread(
+                self._held.update, uid, recall_target=recall_target, kind=kind
+            )
+            return self._update(entry)
 
     async def drop(self, name: str) -> IndexEntry:
         """Drop an index; writes under way fail with INDEX_NOT_FOUND or are done before."""
@@ -224,6 +248,8 @@ def describe_index(index: OpenIndex) -> CatalogEntry:
         request_id=entry.request_id,
         versions=[version_message(each) for each in entry.versions],
         previous_version=entry.previous_version,
+        recall_target=entry.recall_target,
+        kind=SearchKind.ValueType(entry.kind),
     )
     described.create_time.FromNanoseconds(entry.create_time_ns)
     return described

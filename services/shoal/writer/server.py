@@ -20,6 +20,8 @@ from shoal.internal.v1.writer_pb2 import (
     ListTablesResponse,
     RemoveDocumentsRequest,
     RemoveDocumentsResponse,
+    UpdateTableRequest,
+    UpdateTableResponse,
     WriteDocumentsRequest,
     WriteDocumentsResponse,
 )
@@ -30,6 +32,7 @@ from shoal.internal.v1.writer_pb2_grpc import (
 from shoal.rpc.arrays import MAX_DIMENSION
 from shoal.rpc.deadline import Deadline
 from shoal.rpc.errors import InvalidFieldError, ServiceError
+from shoal.rpc.index_goals import check_kind, check_recall_target
 from shoal.rpc.topology import TopologyFollower
 from shoal.table import Tombstone
 from shoal.v1.errors_pb2 import Reason
@@ -161,14 +164,34 @@ class WriterService(VersionHandlers, WriterServiceServicer):
             )
         if len(request.request_id.encode()) > MAX_REQUEST_ID_BYTES:
             raise InvalidFieldError("request_id", f"has more than {MAX_REQUEST_ID_BYTES} bytes")
+        check_recall_target(request.recall_target)
+        check_kind(request.kind)
         dimension, model = await self._dimension_and_model(request, Deadline.of(context))
         index = await self._indexes.create(
             request.name,
             dimension=dimension,
             encoder_model=model,
             request_id=request.request_id,
+            recall_target=request.recall_target,
+            kind=request.kind,
         )
         return CreateTableResponse(entry=describe_index(index))
+
+    async def UpdateTable(
+        self, request: UpdateTableRequest, context: _Context
+    ) -> UpdateTableResponse:
+        """Change what versions of an index are built to be."""
+        del context
+        self._refuse_while_draining()
+        check_index_name(request.name, "name")
+        check_recall_target(request.recall_target)
+        check_kind(request.kind)
+        index = await self._indexes.update(
+            request.name,
+            recall_target=request.recall_target if request.HasField("recall_target") else None,
+            kind=request.kind if request.HasField("kind") else None,
+        )
+        return UpdateTableResponse(entry=describe_index(index))
 
     async def DropTable(self, request: DropTableRequest, context: _Context) -> DropTableResponse:
         """Drop an index."""
