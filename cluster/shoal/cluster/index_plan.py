@@ -114,6 +114,7 @@ def plan_index(
         encoder_model=entry.encoder_model,
         dimension=entry.dimension,
         create_time=entry.create_time,
+        fields=entry.fields,
     )
     wanted = place(scale, index_version=entry.index_version, codebook_uri=entry.codebook_uri)
     if before is None or not before.HasField("serving"):

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +60,7 @@ class Pipeline:
         """Answer a query. Raises ServiceError if there is nothing to answer with."""
         budget = Budget(deadline)
         vector = await self._encode(request, route, query, budget, trace)
-        look = partial(self._search, request, route, vector, budget, trace)
+        look = partial(self._search, request, route, query, vector, budget, trace)
         if query.per_document:
             found, candidates = await look_for_documents(query, self._depth(query), look, trace)
             if self._needed(request, query) == Fill.FILL_TEXT:
@@ -123,6 +124,7 @@ class Pipeline:
         self,
         request: SearchRequest,
         route: IndexRoute,
+        query: Query,
         vector: bytes,
         budget: Budget,
         trace: Trace,
@@ -132,7 +134,7 @@ class Pipeline:
         wanted = request.min_table_version
         reached = wanted == 0 or self.probe.reached(route, wanted)
         waits = 0 if reached else wanted
-        shard_query = ShardQuery(vector, depth, fill, waits)
+        shard_query = ShardQuery(vector, depth, fill, waits, query.filter)
         with _timed(trace, Stage.STAGE_SEARCH):
             found = await self.shards.search(route, shard_query, budget.search())
             if reached and found.is_behind(wanted):
@@ -253,6 +255,11 @@ class Pipeline:
         trace: Trace,
     ) -> SearchResponse:
         states = [(answer.server, state) for answer in found.answers for state in answer.states]
+        trace.matching_counts = {
+            state.shard: count
+            for answer in found.answers
+            for state, count in zip(answer.states, answer.candidates.matching_counts, strict=False)
+        }
         trace.versions = {state.shard: state.table_version for _, state in states if state.ready}
         for server, state in states:
             if not state.ready:
@@ -305,6 +312,14 @@ def _why(error: Exception) -> tuple[Reason.ValueType, str]:
     return Reason.REASON_SHARD_UNAVAILABLE, f"failed: {error}"
 
 
+# What is wrong with the request itself is so for every server.
+_CALLERS_OWN: Final = (
+    Reason.REASON_TABLE_VERSION_AHEAD,
+    Reason.REASON_INVALID_FIELD,
+    Reason.REASON_INVALID_FILTER,
+)
+
+
 def _nobody_answered(found: Found) -> ServiceError:
     errors = [
         error
@@ -312,7 +327,7 @@ def _nobody_answered(found: Found) -> ServiceError:
         if isinstance(error, ServiceError) and not _is_late(error)
     ]
     for error in errors:
-        if error.reason in (Reason.REASON_TABLE_VERSION_AHEAD, Reason.REASON_INVALID_FIELD):
+        if error.reason in _CALLERS_OWN:
             return error
     if errors:
         return ServiceError(

@@ -133,7 +133,8 @@ class IvfPqSegment:
     ) -> Found:
         """Find candidates of each query by their codes; their scores are only good to choose."""
         assert live.count == self.count
-        if self.gpu is not None:
+        # A GPU's lists know no bitmaps: of what a filter leaves, they would find too little.
+        if self.gpu is not None and not live.filtered:
             return self.gpu.candidates(queries, assignment, count, live)
         scores = np.full((len(queries), count), MISSING_SCORE, dtype=np.float32)
         positions = np.full((len(queries), count), -1, dtype=np.int64)

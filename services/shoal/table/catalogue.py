@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Final
 
+from shoal.filters.fields import Field, Kind
 from shoal.table import durability, versions
 from shoal.table.errors import (
     CatalogueDamagedError,
@@ -66,6 +67,8 @@ class IndexEntry:
     previous_version: int | None = None
     # Highest number that was ever given to a version.
     last_version: int = 0
+    # Of the documents' metadata, that searches can filter by.
+    fields: tuple[Field, ...] = ()
 
 
 class Catalogue:
@@ -124,8 +127,11 @@ class Catalogue:
         encoder_model: str,
         request_id: str,
         make_table: Callable[[str, int], Any],
+        fields: tuple[Field, ...] = (),
     ) -> IndexEntry:
         """Make a table with `make_table(uri, dimension)`, and enter it; durable when it returns.
+
+        fields: that the table declares.
 
         Repeated with the same request id, it returns the entry of the first time.
         Raises IndexExistsError, StorageFullError.
@@ -139,7 +145,14 @@ class Catalogue:
             uid = uuid.uuid4().hex
             folder = f"{INDEXES}/{name}-{uid}"
             entry = IndexEntry(
-                name, uid, folder, encoder_model, dimension, time.time_ns(), request_id
+                name,
+                uid,
+                folder,
+                encoder_model,
+                dimension,
+                time.time_ns(),
+                request_id,
+                fields=fields,
             )
             self._save(self._entries, self._transient | {folder})
             try:
@@ -308,7 +321,8 @@ def _parse(path: Path, contents: bytes) -> tuple[dict[str, IndexEntry], set[str]
 
 def _entry(stored: dict[str, Any]) -> IndexEntry:
     records = tuple(VersionRecord(**each) for each in stored.pop("versions", ()))
-    entry = IndexEntry(**stored, versions=records)
+    fields = tuple(Field(each["name"], Kind(each["kind"])) for each in stored.pop("fields", ()))
+    entry = IndexEntry(**stored, versions=records, fields=fields)
     if entry.index_version and not records:
         # Made before versions were listed: all that is known of it is that it serves.
         record = VersionRecord(

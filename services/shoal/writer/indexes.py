@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, ParamSpec, TypeVar
 
+from shoal.filters.fields import Field, field_messages
 from shoal.internal.v1.writer_pb2 import CatalogEntry
 from shoal.rpc.errors import ServiceError
 from shoal.table import Catalogue, IndexEntry, IndexNotFoundError, PassageTable, versions
@@ -87,7 +88,13 @@ class Indexes:
         return [describe_index(self._open[name]) for name in sorted(self._open)]
 
     async def create(
-        self, name: str, *, dimension: int, encoder_model: str, request_id: str
+        self,
+        name: str,
+        *,
+        dimension: int,
+        encoder_model: str,
+        request_id: str,
+        fields: tuple[Field, ...] = (),
     ) -> OpenIndex:
         """Make an index. Raises IndexExistsError, StorageFullError."""
         async with self._changing:
@@ -97,7 +104,8 @@ class Indexes:
                 dimension=dimension,
                 encoder_model=encoder_model,
                 request_id=request_id,
-                make_table=PassageTable.create,
+                make_table=partial(PassageTable.create, fields=fields),
+                fields=fields,
             )
             if name not in self._open:
                 await self._open_index(entry)
@@ -224,6 +232,7 @@ def describe_index(index: OpenIndex) -> CatalogEntry:
         request_id=entry.request_id,
         versions=[version_message(each) for each in entry.versions],
         previous_version=entry.previous_version,
+        fields=field_messages(entry.fields),
     )
     described.create_time.FromNanoseconds(entry.create_time_ns)
     return described

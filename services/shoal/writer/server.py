@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
+from shoal.filters.fields import check_fields
 from shoal.internal.v1.topology_pb2 import Topology
 from shoal.internal.v1.writer_pb2 import DESCRIPTOR as WRITER
 from shoal.internal.v1.writer_pb2 import (
@@ -161,12 +162,14 @@ class WriterService(VersionHandlers, WriterServiceServicer):
             )
         if len(request.request_id.encode()) > MAX_REQUEST_ID_BYTES:
             raise InvalidFieldError("request_id", f"has more than {MAX_REQUEST_ID_BYTES} bytes")
+        fields = check_fields(request.fields)
         dimension, model = await self._dimension_and_model(request, Deadline.of(context))
         index = await self._indexes.create(
             request.name,
             dimension=dimension,
             encoder_model=model,
             request_id=request.request_id,
+            fields=fields,
         )
         return CreateTableResponse(entry=describe_index(index))
 
