@@ -116,6 +116,7 @@ def plan_index(
         recall_target=entry.recall_target,
         declared_kind=entry.kind,
         create_time=entry.create_time,
+        fields=entry.fields,
     )
     wanted = place(scale, index_version=entry.index_version, codebook_uri=entry.codebook_uri)
     if before is None or not before.HasField("serving"):

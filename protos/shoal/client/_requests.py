@@ -64,6 +64,7 @@ def search_request(
     omit_text: bool = False,
     bypass_cache: bool = False,
     hits_per_document: int | None = None,
+    filter: str = "",  # noqa: A002  # the field's name
 ) -> SearchRequest:
     """One search: what `Client.search` sends, and what `Client.batch_search` takes many of.
 
@@ -71,6 +72,7 @@ def search_request(
     candidate_count: how many to rerank, 1 to 200; None means the cluster's default.
     min_table_version: one that a write returned, to read your own writes. hits_per_document: a
     number groups hits by document, no more than so many of each, and `top_k` counts documents.
+    filter: on the fields that the index declares, such as `lang == "en" && year >= 2020`.
     What each field means is written in `shoal/v1/search.proto`.
     """
     request = SearchRequest(
@@ -82,6 +84,7 @@ def search_request(
         explain=explain,
         omit_text=omit_text,
         bypass_cache=bypass_cache,
+        filter=filter,
         group=None if hits_per_document is None else Group(per_document=hits_per_document),
     )
     if isinstance(query, str):

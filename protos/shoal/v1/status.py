@@ -53,6 +53,7 @@ CODES: Final[dict[Reason.ValueType, grpc.StatusCode]] = {
     Reason.REASON_DRAINING: grpc.StatusCode.UNAVAILABLE,
     Reason.REASON_INTERNAL: grpc.StatusCode.INTERNAL,
     Reason.REASON_VERSION_CONFLICT: grpc.StatusCode.ABORTED,
+    Reason.REASON_INVALID_FILTER: grpc.StatusCode.INVALID_ARGUMENT,
     Reason.REASON_VERSION_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Reason.REASON_BUILD_IN_PROGRESS: grpc.StatusCode.FAILED_PRECONDITION,
     Reason.REASON_VERSION_NOT_READY: grpc.StatusCode.FAILED_PRECONDITION,

@@ -45,6 +45,8 @@ class Trace:
     reranker_model: str = ""
     versions: dict[int, int] = field(default_factory=dict)
     """Table version that each shard had applied when it answered."""
+    matching_counts: dict[int, int] = field(default_factory=dict)
+    """Passages of each shard that match the filter; empty if there is none."""
 
 
 def build_response(
@@ -86,6 +88,9 @@ def build_response(
                         table_version=state.table_version if state.ready else 0,
                         passages=state.passage_count,
                         kind=state.kind,
+                        passages_matching=(
+                            trace.matching_counts.get(state.shard) if state.ready else None
+                        ),
                     )
                     for server, state in sorted(states, key=lambda each: each[1].shard)
                 ],

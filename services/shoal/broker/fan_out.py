@@ -49,6 +49,8 @@ class ShardQuery:
     top_k: int
     fill: Fill.ValueType
     min_table_version: int = 0
+    filter: str = ""
+    """Canonical; empty if there is none."""
 
     @property
     def text_count(self) -> int:
@@ -272,6 +274,7 @@ async def _search(
         top_k=[query.top_k for query in queries],
         fill=[query.fill for query in queries],
         min_table_version=queries[0].min_table_version,
+        filters=[query.filter for query in queries] if any(q.filter for q in queries) else None,
     )
     stub = ShardServiceStub(target.channel)
     response: SearchShardsResponse = await target.call(

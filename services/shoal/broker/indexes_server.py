@@ -13,6 +13,7 @@ from shoal.broker.validation import DEFAULT_PAGE, MAX_PAGE, check_index_name
 from shoal.broker.versions_server import VersionHandlers
 from shoal.broker.waiting import RoutesBoard
 from shoal.broker.writing import reach_writer
+from shoal.filters.fields import check_fields, field_messages
 from shoal.internal.v1.shard_pb2 import ShardState
 from shoal.internal.v1.writer_pb2 import (
     CreateTableRequest,
@@ -67,10 +68,12 @@ class IndexesServer(VersionHandlers, IndexServiceServicer):
             raise InvalidFieldError("request_id", "has more than 64 bytes")
         check_recall_target(request.recall_target)
         check_kind(request.kind)
+        fields = field_messages(check_fields(request.fields))
         deadline = Deadline.of(context)
         creation = CreateTableRequest(
             name=request.name,
             dimension=request.dimension,
+            fields=fields,
             # Repeating a call whose answer was lost must not find its own index in the way.
             request_id=request.request_id or uuid.uuid4().hex,
             recall_target=request.recall_target,
@@ -106,6 +109,7 @@ class IndexesServer(VersionHandlers, IndexServiceServicer):
                 state=IndexState.INDEX_STATE_LOADING,
                 recall_target=target_in_force(entry.recall_target),
                 declared_kind=entry.kind,
+                fields=entry.fields,
             )
         )
 
@@ -230,6 +234,7 @@ class IndexesServer(VersionHandlers, IndexServiceServicer):
             document_count=sum(each.document_count for each in ready.values()),
             passage_count=sum(each.passage_count for each in ready.values()),
             shard_count=route.shard_count,
+            fields=field_messages(route.fields),
             standby_version=route.standby_version,
             recall_target=target_in_force(route.recall_target),
             declared_kind=SearchKind.ValueType(route.declared_kind),

@@ -40,6 +40,7 @@ from shoal.v1.search_pb2 import CacheState, Hit, SearchRequest, SearchResponse, 
 _PASSED_ON: Final = (
     Reason.REASON_TABLE_VERSION_AHEAD,
     Reason.REASON_INVALID_FIELD,
+    Reason.REASON_INVALID_FILTER,
     Reason.REASON_OVERLOADED,
 )
 
@@ -67,7 +68,7 @@ class Pipeline:
         """Answer a query. Raises ServiceError if there is nothing to answer with."""
         budget = Budget(deadline)
         vector = await self._encode(request, route, query, budget, trace)
-        look = partial(self._search, request, route, vector, budget, trace)
+        look = partial(self._search, request, route, query, vector, budget, trace)
         if query.per_document:
             found, candidates = await look_for_documents(query, self._depth(query), look, trace)
             if self._needed(request, query) == Fill.FILL_TEXT:
@@ -131,6 +132,7 @@ class Pipeline:
         self,
         request: SearchRequest,
         route: IndexRoute,
+        query: Query,
         vector: bytes,
         budget: Budget,
         trace: Trace,
@@ -140,7 +142,7 @@ class Pipeline:
         wanted = request.min_table_version
         reached = wanted == 0 or self.probe.reached(route, wanted)
         waits = 0 if reached else wanted
-        shard_query = ShardQuery(vector, depth, fill, waits)
+        shard_query = ShardQuery(vector, depth, fill, waits, query.filter)
         with _timed(trace, Stage.STAGE_SEARCH):
             found = await self.shards.search(route, shard_query, budget.search())
             if reached and found.is_behind(wanted):
@@ -261,6 +263,11 @@ class Pipeline:
         trace: Trace,
     ) -> SearchResponse:
         states = [(answer.server, state) for answer in found.answers for state in answer.states]
+        trace.matching_counts = {
+            state.shard: count
+            for answer in found.answers
+            for state, count in zip(answer.states, answer.candidates.matching_counts, strict=False)
+        }
         trace.versions = {state.shard: state.table_version for _, state in states if state.ready}
         for server, state in states:
             if not state.ready:

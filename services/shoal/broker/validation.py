@@ -10,6 +10,7 @@ from typing import Final
 
 from shoal.broker.config import BrokerSettings
 from shoal.broker.routes import IndexRoute
+from shoal.filters.parsing import check_filter
 from shoal.rpc.arrays import unit_row
 from shoal.rpc.errors import InvalidFieldError
 from shoal.v1.search_pb2 import RetrieveContextRequest, SearchRequest
@@ -47,6 +48,8 @@ class Query:
     """Candidates to rerank; 0 for none."""
     per_document: int = 0
     """Hits of one document at most; 0 if hits are not grouped."""
+    filter: str = ""
+    """Canonical; empty if there is none."""
 
 
 def check_search(request: SearchRequest, route: IndexRoute, settings: BrokerSettings) -> Query:
@@ -78,7 +81,8 @@ def check_search(request: SearchRequest, route: IndexRoute, settings: BrokerSett
                 "group.per_document",
                 f"is {per_document}; ask for 1 to {MAX_PER_DOCUMENT} hits of a document",
             )
-    return Query(text, vector, top_k, rerank_count, per_document)
+    condition = check_filter(request.filter, route.fields) if request.filter else ""
+    return Query(text, vector, top_k, rerank_count, per_document, condition)
 
 
 def check_context(request: RetrieveContextRequest) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -18,6 +19,7 @@ from shoal.internal.v1.shard_pb2 import (
 )
 from shoal.rpc.arrays import UINT64, pack
 from shoal.rpc.errors import ServiceError
+from shoal.shard.field_columns import Condition
 from shoal.shard.fill import (
     References,
     read_content,
@@ -31,16 +33,19 @@ from shoal.table.table import PassageTable
 from shoal.v1.errors_pb2 import Reason
 from shoal.v1.search_pb2 import Hit
 
+_log = logging.getLogger(__name__)
+
 # A block for fewer queries costs more in the switch between threads than it gains.
 _MIN_BLOCK_QUERIES: Final = 8
 
 
 @dataclass(frozen=True)
 class Block:
-    """Queries that are searched together, with one `top_k`, in one thread."""
+    """Queries that are searched together, with one `top_k` and one filter, in one thread."""
 
     queries: tuple[int, ...]
     top_k: int
+    condition: Condition | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,8 @@ class Found:
     block: Block
     ranking: Ranking
     failures: dict[int, str]
+    # Passages that match the filter, by shard; empty if there is none.
+    matching_counts: dict[int, int]
 
 
 @dataclass(frozen=True)
@@ -60,18 +67,23 @@ class Searching:
     layout: HeldLayout
     queries: NDArray[np.float32]
     top_ks: Sequence[int]
+    # One a query.
+    conditions: Sequence[Condition | None]
 
     def blocks(self, threads: int) -> list[Block]:
         """Divide the queries: one that wants many results must not make the others pay for it."""
-        groups: dict[int, list[int]] = {}
+        groups: dict[tuple[int, str], list[int]] = {}
         for at, top_k in enumerate(self.top_ks):
-            groups.setdefault(_effort(top_k), []).append(at)
+            condition = self.conditions[at]
+            text = "" if condition is None else condition.text
+            groups.setdefault((_effort(top_k), text), []).append(at)
         blocks = []
         for members in groups.values():
             parts = max(1, min(threads, len(members) // _MIN_BLOCK_QUERIES))
             for part in range(parts):
                 chosen = members[part::parts]
-                blocks.append(Block(tuple(chosen), max(self.top_ks[at] for at in chosen)))
+                top_k = max(self.top_ks[at] for at in chosen)
+                blocks.append(Block(tuple(chosen), top_k, self.conditions[chosen[0]]))
         return blocks
 
     def run(self, block: Block) -> Found:
@@ -79,14 +91,37 @@ class Searching:
         queries = self.queries
         if len(block.queries) < len(queries):
             queries = queries[np.array(block.queries)]
+        targets, unread = _matching(self.targets, block.condition)
         ranking, failures = search(
-            self.targets,
+            targets,
             self.layout.codebook,
             queries,
             block.top_k,
             shard_count=self.layout.id.shard_count,
         )
-        return Found(block, ranking, failures)
+        counts = {each.shard: each.view.passage_count for each in targets}
+        matching_counts = {} if block.condition is None else counts
+        return Found(block, ranking, failures | unread, matching_counts)
+
+
+def _matching(
+    targets: Sequence[Target], condition: Condition | None
+) -> tuple[Sequence[Target], dict[int, str]]:
+    """The targets, narrowed by a filter, and what failed, by shard.
+
+    A shard whose columns cannot be read is left with nothing, so that positions stay as they are.
+    """
+    if condition is None:
+        return targets, {}
+    narrowed, failures = [], {}
+    for target in targets:
+        try:
+            narrowed.append(target.matching(condition))
+        except Exception as error:  # noqa: BLE001  # the other shards answer
+            _log.exception("shard %d cannot be filtered", target.shard)
+            failures[target.shard] = f"{type(error).__name__}: {error}"
+            narrowed.append(target.emptied())
+    return narrowed, failures
 
 
 def _effort(top_k: int) -> int:
@@ -110,6 +145,10 @@ def respond(
     for part in found:
         members = [results[at] for at in part.block.queries]
         write_lists(targets, part.ranking, [top_ks[at] for at in part.block.queries], members)
+        if part.matching_counts:
+            counts = [part.matching_counts.get(shard, 0) for shard in shards]
+            for member in members:
+                member.matching_counts.extend(counts)
         filled = [
             (row, results[at])
             for row, at in enumerate(part.block.queries)

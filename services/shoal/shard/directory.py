@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
+from shoal.shard.field_columns import FieldColumns, TailColumns, gathered_fields
 from shoal.table import schema
 from shoal.table.slots import SLOT_COUNT
 
@@ -76,20 +77,27 @@ class Directory:
         ids: pa.LargeStringArray,
         hashes: NDArray[np.uint64],
         columns: Mapping[str, NDArray[Any]] | None = None,
+        fields: FieldColumns | None = None,
     ) -> None:
         """All by position; hashes: of the ids.
 
         columns: what `columns` gave of this directory before; then the hashes are not looked at.
+        fields: the declared metadata; None if none is declared.
         """
         held = _sorted(records, hashes) if columns is None else columns
         self.records = records
         self.ids = ids
+        self.fields = fields
         self._sorted_hashes: NDArray[np.uint64] = held["sorted_hashes"]
         self._order: NDArray[np.uint32] = held["hash_order"]
         self._row_order: NDArray[np.uint32] | None = held.get("row_order")
         assert len(records) == len(ids) == len(self._sorted_hashes) == len(self._order)
+        assert fields is None or len(fields) == len(records)
         arrays = (records, ids, self._sorted_hashes, self._order, self._row_order)
-        self.memory_bytes: int = sum(each.nbytes for each in arrays if each is not None)
+        columns_bytes = 0 if fields is None else fields.memory_bytes
+        self.memory_bytes: int = columns_bytes + sum(
+            each.nbytes for each in arrays if each is not None
+        )
         """Bytes that it takes."""
 
     def columns(self) -> dict[str, NDArray[Any]]:
@@ -163,6 +171,7 @@ def gathered(
     parts: Sequence[tuple[Directory, NDArray[np.bool_]]],
     added: Records | None = None,
     added_ids: Sequence[str] = (),
+    added_fields: pa.Table | None = None,
 ) -> Directory:
     """Make a directory of the marked positions of others, one after another, and of further ones.
 
@@ -176,7 +185,8 @@ def gathered(
         hashes.append(hash_ids(added_ids))
         ids.append(pa.array(added_ids, pa.large_string()))
     joined = pa.chunked_array(ids, type=pa.large_string()).combine_chunks()
-    return Directory(np.concatenate(records), joined, np.concatenate(hashes))
+    fields = gathered_fields([(directory.fields, mask) for directory, mask in parts], added_fields)
+    return Directory(np.concatenate(records), joined, np.concatenate(hashes), fields=fields)
 
 
 class TailDirectory:
@@ -189,16 +199,19 @@ class TailDirectory:
         """Start empty."""
         self.records: Records = np.empty(0, dtype=RECORD)
         self.ids: list[str] = []
+        self.fields = TailColumns()
         self._positions: dict[str, list[int]] = {}
 
     @property
     def memory_bytes(self) -> int:
         """Bytes that it takes, about: a Python string takes 49 bytes beside its text."""
-        return self.records.nbytes + 100 * len(self.ids)
+        return self.records.nbytes + 100 * len(self.ids) + self.fields.memory_bytes
 
-    def append(self, records: Records, ids: Sequence[str]) -> None:
-        """Add passages at the end."""
+    def append(self, records: Records, ids: Sequence[str], fields: pa.Table | None = None) -> None:
+        """Add passages at the end. fields: their declared metadata, if any is declared."""
         count = len(self.ids)
+        if fields is not None and len(ids):
+            self.fields.append(fields)
         self.records = grown(self.records, count, len(records))
         self.records[count : count + len(records)] = records
         for position, document_id in enumerate(ids, count):

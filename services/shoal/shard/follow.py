@@ -202,7 +202,8 @@ def _changes(
     """Read what came since the cursor: of each document, the rows of its highest sequence."""
     bounds = [slot_range(held.number, layout.id.shard_count) for layout, held, _ in members]
     slots = (min(first for first, _ in bounds), max(end for _, end in bounds))
-    batches, reached = table.changes(cursor, _COLUMNS, slots=slots)
+    columns = (*_COLUMNS, *(schema.field_column(each) for each in table.fields))
+    batches, reached = table.changes(cursor, columns, slots=slots)
     held_batches = list(batches)
     if not held_batches:
         return None, reached

@@ -70,7 +70,8 @@ class ListSegment(CodedSegment):
     ) -> Found:
         """Find candidates of each query by the codes in its lists."""
         assert live.count == self.count
-        if self.gpu is not None:
+        # A GPU's lists know no bitmaps: of what a filter leaves, they would find too little.
+        if self.gpu is not None and not live.filtered:
             return self.gpu.candidates(queries, probe, count, live)
         scores = np.full((len(queries), count), MISSING_SCORE, dtype=np.float32)
         positions = np.full((len(queries), count), -1, dtype=np.int64)

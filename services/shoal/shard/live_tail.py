@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from shoal.shard.directory import Records, TailDirectory, grown
 from shoal.shard.segment import Found, search_exact
@@ -40,13 +41,19 @@ class LiveTail:
         """The first `count` vectors; they do not change."""
         return self._vectors[:count]
 
-    def append(self, vectors: NDArray[np.float32], records: Records, ids: Sequence[str]) -> None:
-        """Add passages at the end."""
+    def append(
+        self,
+        vectors: NDArray[np.float32],
+        records: Records,
+        ids: Sequence[str],
+        fields: pa.Table | None = None,
+    ) -> None:
+        """Add passages at the end. fields: their declared metadata, if any is declared."""
         assert len(vectors) == len(records) == len(ids)
         count = self.count
         self._vectors = grown(self._vectors, count, len(vectors))
         self._vectors[count : count + len(vectors)] = vectors
-        self.directory.append(records, ids)
+        self.directory.append(records, ids, fields)
 
     def search(self, queries: NDArray[np.float32], k: int, live: Live) -> Found:
         """Find the best k of each query among the first `live.count`."""

@@ -15,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from shoal.shard.codes import Codebook
 from shoal.shard.directory import COLUMNS, Directory, Positions, find_rows, hash_ids, records_of
+from shoal.shard.field_columns import encoded, field_rows
 from shoal.shard.filling import SegmentBuilder
 from shoal.shard.segment import Segment
 from shoal.shard.shard import Main
@@ -70,9 +71,13 @@ def build_runs(
     Raises as `build_shards` does.
     """
     slots = (min(first for first, _ in runs), max(end for _, end in runs))
-    columns = (*COLUMNS, schema.SEQUENCE, schema.SLOT, schema.TOMBSTONE)
+    fields = [schema.field_column(each) for each in table.fields]
+    columns = (*COLUMNS, schema.SEQUENCE, schema.SLOT, schema.TOMBSTONE, *fields)
     batches, cursor = table.changes(EMPTY_CURSOR, columns, slots=slots)
-    parts = _divide(present_rows(batches), codebook, table.dimension, runs)
+    present = present_rows(batches)
+    parts = _divide(
+        _no_rows(table) if present is None else present, codebook, table.dimension, runs
+    )
     for batch in table.scan((), slots=slots, with_vectors=True):
         for part in parts:
             _take_vectors(part, batch, table.dimension, observe)
@@ -80,25 +85,25 @@ def build_runs(
 
 
 def _divide(
-    present: pa.Table | None,
+    present: pa.Table,
     codebook: Codebook | None,
     dimension: int,
     runs: Sequence[tuple[int, int]],
 ) -> list[_Part]:
     parts = []
     for first, end in runs:
-        rows = _no_rows() if present is None else present
-        slots = rows.column(schema.SLOT).to_numpy()
-        rows = rows.filter(pa.array((slots >= first) & (slots < end)))
+        slots = present.column(schema.SLOT).to_numpy()
+        rows = present.filter(pa.array((slots >= first) & (slots < end)))
         row_ids = rows.column(schema.ROW_ID).to_numpy()
         builder = SegmentBuilder(codebook, dimension, rows.num_rows)
         parts.append(_Part(rows, builder, row_ids, np.argsort(row_ids).astype(np.uint32)))
     return parts
 
 
-def _no_rows() -> pa.Table:
-    layout = schema.table_schema(1)
-    fields = [layout.field(name) for name in (*COLUMNS, schema.SLOT)]
+def _no_rows(table: PassageTable) -> pa.Table:
+    layout = schema.table_schema(table.dimension, table.fields)
+    columns = (*COLUMNS, schema.SLOT, *(schema.field_column(each) for each in table.fields))
+    fields = [layout.field(name) for name in columns]
     return pa.schema([*fields, pa.field(schema.ROW_ID, pa.uint64())]).empty_table()
 
 
@@ -117,5 +122,6 @@ def _finish(part: _Part) -> tuple[Segment, Directory]:
     arrived = np.concatenate([np.empty(0, dtype=np.int64), *part.arrived])
     rows = part.rows.take(pa.array(arrived))
     ids = rows.column(schema.DOCUMENT_ID).cast(pa.large_string()).combine_chunks()
-    directory = Directory(records_of(rows), ids, hash_ids(ids.to_pylist()))
+    fields = encoded(field_rows(rows))
+    directory = Directory(records_of(rows), ids, hash_ids(ids.to_pylist()), fields=fields)
     return part.builder.finish(), directory

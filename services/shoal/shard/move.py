@@ -109,7 +109,8 @@ def _carry(piece: Piece, view: View, tail: LiveTail) -> None:
     slots = slots_of(old.ids[:count]).astype(np.int64)
     chosen = np.flatnonzero(view.tail_live.mask() & _within(slots, piece.slots))
     vectors = view.tail.vectors(count)[chosen]
-    tail.append(vectors, old.records[chosen], old.ids_at(chosen))
+    fields = old.fields.take(chosen)
+    tail.append(vectors, old.records[chosen], old.ids_at(chosen), fields)
 
 
 def _least(cursors: Sequence[Cursor]) -> Cursor:

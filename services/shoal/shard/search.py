@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
@@ -18,9 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from shoal.shard.codes import Codebook
 from shoal.shard.directory import Directory, TailDirectory
+from shoal.shard.field_columns import Condition, Matches
 from shoal.shard.kinds import kind_of
 from shoal.shard.merge import MISSING_SCORE, best, likeliest
 from shoal.shard.segment import CodedSegment, ExactSegment, Vectors
+from shoal.shard.selective import Part, is_narrow, score_survivors, widened
 from shoal.shard.shard import View
 
 _log = logging.getLogger(__name__)
@@ -34,6 +36,42 @@ class Target:
 
     shard: int
     view: View
+    # What a filter has left of the shard; None if there is no filter. Then the view's `Live` are
+    # those that match.
+    matches: Matches | None = None
+    # Passages that can be found by one filter or another; None: those of the view.
+    whole_count: int | None = None
+
+    @property
+    def passage_count(self) -> int:
+        """Passages that can be found, whatever the filter."""
+        return self.view.passage_count if self.whole_count is None else self.whole_count
+
+    def matching(self, condition: Condition) -> Target:
+        """The same, with what does not match a filter as good as dead."""
+        view = self.view
+        main, tail = view.main.directory, view.tail.directory
+        if main.fields is None:
+            assert main.count == 0
+            matches = Matches(np.empty(0, dtype=bool))
+        else:
+            matches = main.fields.matches(condition)
+        in_tail = tail.fields.matches(condition, view.tail_live.count)
+        narrowed = replace(
+            view,
+            main_live=view.main_live.intersected(matches.bits),
+            tail_live=view.tail_live.intersected(in_tail.bits),
+        )
+        return Target(self.shard, narrowed, matches, view.passage_count)
+
+    def emptied(self) -> Target:
+        """The same, with nothing in it that can be found."""
+        view, nothing = self.view, Matches(np.zeros(self.view.main_live.count, dtype=bool))
+        main_live = view.main_live.intersected(nothing.bits)
+        tail_bits = np.zeros((view.tail_live.count + 7) // 8, dtype=np.uint8)
+        tail_live = view.tail_live.intersected(tail_bits)
+        narrowed = replace(view, main_live=main_live, tail_live=tail_live)
+        return Target(self.shard, narrowed, nothing, view.passage_count)
 
     def directory(self, tail: bool) -> Directory | TailDirectory:
         """The directory of its main segment, or of its tail."""
@@ -100,7 +138,15 @@ class _Search:
         kind, growth = kind_of(codebook), self._growth(codebook)
         point = codebook.manifest.point_for(self.top_k)
         count = point.candidate_count(growth)
-        probe = kind.probe(codebook, self.queries, point, growth)
+        parts = self._parts()
+        if parts is None:
+            probe = kind.probe(codebook, self.queries, point, growth)
+        elif not parts:
+            return []
+        elif is_narrow(kind, codebook.manifest, self.top_k, len(self.queries), parts):
+            return self._survivors(codebook)
+        else:
+            probe, count = widened(kind, codebook, self.queries, self.top_k, growth, parts)
         blocks = []
         for at, target in enumerate(self.targets):
             view, segment = target.view, target.view.main.segment
@@ -116,12 +162,31 @@ class _Search:
         columns = likeliest(candidates.scores, count)
         return [self._refined(codebook, candidates.columns(columns))]
 
+    def _parts(self) -> list[Part] | None:
+        """What a filter leaves of the inverted lists; None if there is no filter."""
+        if all(target.matches is None for target in self.targets):
+            return None
+        parts = (_part(target) for target in self.targets)
+        return [part for part in parts if part is not None and part.live.live_count]
+
+    def _survivors(self, codebook: Codebook) -> list[_Block]:
+        """Compare the queries with all that matches a filter."""
+        blocks = []
+        for at, target in enumerate(self.targets):
+            segment, part = target.view.main.segment, _part(target)
+            if isinstance(segment, CodedSegment) and part is not None and part.live.live_count:
+                score = partial(
+                    score_survivors, codebook, segment.wide, part, self.queries, self.top_k
+                )
+                blocks += _block(self.guarded(target, score), 2 * at)
+        return blocks
+
     def _growth(self, codebook: Codebook) -> float:
         """How many times as many passages there are as recall was measured among.
 
         Of all shards, by those that are here: slots divide an index evenly.
         """
-        here = sum(target.view.passage_count for target in self.targets)
+        here = sum(target.passage_count for target in self.targets)
         total = here * self.shard_count / len(self.targets)
         return total / codebook.manifest.sample_count
 
@@ -157,6 +222,14 @@ class _Block:
             np.take_along_axis(self.positions, chosen, axis=1),
             np.take_along_axis(self.parts, chosen, axis=1),
         )
+
+
+def _part(target: Target) -> Part | None:
+    view, fields = target.view, target.view.main.directory.fields
+    segment = view.main.segment
+    if target.matches is None or fields is None or not isinstance(segment, CodedSegment):
+        return None
+    return Part(segment, fields, target.matches, view.main_live)
 
 
 def _block(found: Any, part: int) -> list[_Block]:

@@ -4,6 +4,7 @@
                 kinds with lists: lists.bin (packed codes and ids), list_sizes.npy, maybe wide.npy
                 hnsw: graph.faiss
     directory   records.npy, ids.arrow, sorted_hashes.npy, hash_order.npy, maybe row_order.npy
+                and, of declared metadata, fields.arrow
 
 All can be mapped: a shard that was read costs no memory until it is searched, and then the parts
 that searches touch, which the system may take back. Coded segments are written by their kind
@@ -12,17 +13,19 @@ that searches touch, which the system may take back. Coded segments are written 
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 from shoal.shard.codes import Codebook
 from shoal.shard.directory import RECORD, Directory
+from shoal.shard.field_columns import FieldColumns
 from shoal.shard.kinds import kind_of
 from shoal.shard.segment import ExactSegment, Segment
 from shoal.shard.segment_folder import FolderReader, FolderWriter, SegmentDamagedError
 
 _IDS: Final = "ids.arrow"
+_FIELDS: Final = "fields.arrow"
 _EXACT: Final = "exact"
 _DIRECTORY_COLUMNS: Final = ("sorted_hashes", "hash_order", "row_order")
 
@@ -66,20 +69,31 @@ def write_directory(directory: Directory, writer: FolderWriter) -> None:
         batch = pa.record_batch([directory.ids], names=["document_id"])
         with pa.ipc.new_file(file, batch.schema) as stream:
             stream.write_batch(batch)
+    if directory.fields is not None:
+        with (
+            writer.file(_FIELDS) as file,
+            pa.ipc.new_file(file, directory.fields.rows.schema) as stream,
+        ):
+            stream.write_batch(directory.fields.rows)
     for name, column in directory.columns().items():
         writer.array(name, column)
 
 
 def read_directory(reader: FolderReader) -> Directory:
     """Read a directory's files, which were checked. Raises ValueError, OSError."""
-    path = reader.path(_IDS)
-    try:
-        source = pa.memory_map(str(path)) if reader.mapped else pa.BufferReader(path.read_bytes())
-        ids = pa.ipc.open_file(source).get_batch(0).column(0)
-    except pa.ArrowInvalid as error:
-        raise SegmentDamagedError(path, f"cannot be read: {error}") from error
+    ids = _read_batch(reader, _IDS).column(0)
+    fields = FieldColumns(_read_batch(reader, _FIELDS)) if reader.has(_FIELDS) else None
     columns = {name: reader.array(name) for name in _DIRECTORY_COLUMNS if reader.has_array(name)}
     records = reader.array("records")
     if records.dtype != RECORD:
         raise ValueError("its records are of another release")
-    return Directory(records, ids, np.empty(0, np.uint64), columns)
+    return Directory(records, ids, np.empty(0, np.uint64), columns, fields)
+
+
+def _read_batch(reader: FolderReader, name: str) -> Any:
+    path = reader.path(name)
+    try:
+        source = pa.memory_map(str(path)) if reader.mapped else pa.BufferReader(path.read_bytes())
+        return pa.ipc.open_file(source).get_batch(0)
+    except pa.ArrowInvalid as error:
+        raise SegmentDamagedError(path, f"cannot be read: {error}") from error

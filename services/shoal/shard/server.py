@@ -124,7 +124,8 @@ class ShardService(ShardServiceServicer):
             _targets(layout, shards)  # Waiting is for shards that can be searched at all.
             await self._wait_for(follower, layout, shards, request.min_table_version, deadline)
             targets = _targets(layout, shards)
-            searched = answer.Searching(targets, layout, queries, list(request.top_k))
+            conditions = requests.read_conditions(request, _table(follower).fields)
+            searched = answer.Searching(targets, layout, queries, list(request.top_k), conditions)
             blocks = searched.blocks(self._settings.threads)
             respond = partial(answer.respond, shards, searched, fills=request.fill)
             # One turn of a thread, where one will do: each more costs as much as ten passages.

@@ -26,6 +26,7 @@ from shoal.shard.directory import (
     hash_ids,
     records_of,
 )
+from shoal.shard.field_columns import field_rows
 from shoal.shard.live_tail import LiveTail
 from shoal.shard.segment import Segment
 from shoal.shard.tombstones import Live
@@ -179,7 +180,7 @@ class Shard:
         """Add rows to the tail, and return how many documents they are."""
         ids = rows.column(schema.DOCUMENT_ID)
         vectors = vectors_of(rows.column(schema.VECTOR), self._dimension)
-        tail.append(vectors, records_of(rows), ids.to_pylist())
+        tail.append(vectors, records_of(rows), ids.to_pylist(), field_rows(rows))
         return len(ids.unique())
 
     def fold(self, place: Callable[[Main], Main] = lambda main: main) -> Main:
@@ -198,6 +199,7 @@ class Shard:
                 [(before.main.directory, before.main_live.mask())],
                 before.tail.directory.records[tail_kept],
                 before.tail.directory.ids_at(tail_kept),
+                before.tail.directory.fields.take(tail_kept),
             ),
             before.cursor,
         )
@@ -232,7 +234,10 @@ class Shard:
         tail = LiveTail(self._dimension)
         directory = now.tail.directory
         tail.append(
-            now.tail.vectors(end)[first:], directory.records[first:end], directory.ids[first:end]
+            now.tail.vectors(end)[first:],
+            directory.records[first:end],
+            directory.ids[first:end],
+            directory.fields.take(np.arange(first, end)),
         )
         dead = np.flatnonzero(~now.tail_live.mask()[first:])
         return replace(

@@ -64,6 +64,17 @@ class WideCode:
             decoded += self.lowest
         return decoded
 
+    def scores_of_all(
+        self, queries: NDArray[np.float32], codes: NDArray[Any]
+    ) -> NDArray[np.float32]:
+        """Inner products of queries [n, dimension] and codes [m, dimension]: [n, m]."""
+        offsets: NDArray[np.float32] | float = 0.0
+        if self.kind == "sq8":
+            offsets = (queries @ self.lowest)[:, None]
+            queries = queries * self.step
+        scores: NDArray[np.float32] = queries @ codes.astype(np.float32).T + offsets
+        return scores
+
     def scores(self, queries: NDArray[np.float32], codes: NDArray[Any]) -> NDArray[np.float32]:
         """Inner products of queries [n, dimension] and each one's codes [n, k, dimension]: [n, k].
 

@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Final
 
+from shoal.filters.fields import Field, Kind
 from shoal.table import durability, versions
 from shoal.table.errors import (
     CatalogueDamagedError,
@@ -71,6 +72,8 @@ class IndexEntry:
     recall_target: float = 0.0
     # Kind that versions are built as, as the protos number it; 0 to choose.
     kind: int = 0
+    # Of the documents' metadata, that searches can filter by.
+    fields: tuple[Field, ...] = ()
 
 
 class Catalogue:
@@ -131,8 +134,11 @@ class Catalogue:
         make_table: Callable[[str, int], Any],
         recall_target: float = 0.0,
         kind: int = 0,
+        fields: tuple[Field, ...] = (),
     ) -> IndexEntry:
         """Make a table with `make_table(uri, dimension)`, and enter it; durable when it returns.
+
+        fields: that the table declares.
 
         Repeated with the same request id, it returns the entry of the first time.
         Raises IndexExistsError, StorageFullError.
@@ -155,6 +161,7 @@ class Catalogue:
                 request_id,
                 recall_target=recall_target,
                 kind=kind,
+                fields=fields,
             )
             self._save(self._entries, self._transient | {folder})
             try:
@@ -334,7 +341,8 @@ def _parse(path: Path, contents: bytes) -> tuple[dict[str, IndexEntry], set[str]
 
 def _entry(stored: dict[str, Any]) -> IndexEntry:
     records = tuple(_record(each) for each in stored.pop("versions", ()))
-    entry = IndexEntry(**stored, versions=records)
+    fields = tuple(Field(each["name"], Kind(each["kind"])) for each in stored.pop("fields", ()))
+    entry = IndexEntry(**stored, versions=records, fields=fields)
     if entry.index_version and not records:
         # Made before versions were listed: all that is known of it is that it serves.
         record = VersionRecord(

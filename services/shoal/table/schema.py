@@ -6,9 +6,11 @@ present state is the rows of its highest sequence; if that row is a tombstone, i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import pyarrow as pa
+from shoal.filters.fields import Field, arrow_type, kind_of
 
 # Rises when a column changes its meaning; tables of a newer version are refused.
 SCHEMA_VERSION: Final = 1
@@ -38,6 +40,9 @@ UPDATED_AT: Final = "updated_at"
 # Unit length.
 VECTOR: Final = "vector"
 
+# A declared field of the metadata, by its name. Null where a document does not have it.
+FIELD_PREFIX: Final = "field_"
+
 # Lance's own: names a row for ever, also after compaction.
 ROW_ID: Final = "_rowid"
 
@@ -60,7 +65,21 @@ TIMESTAMP: Final = pa.timestamp("us", tz="UTC")
 CONTENT_HASH_BYTES: Final = 32
 
 
-def table_schema(dimension: int) -> pa.Schema:
+def field_column(field: Field) -> str:
+    """The column that holds a declared field."""
+    return FIELD_PREFIX + field.name
+
+
+def fields_of(layout: pa.Schema) -> tuple[Field, ...]:
+    """The fields that a table declares."""
+    return tuple(
+        Field(each.name.removeprefix(FIELD_PREFIX), kind_of(each.type))
+        for each in layout
+        if each.name.startswith(FIELD_PREFIX)
+    )
+
+
+def table_schema(dimension: int, fields: Sequence[Field] = ()) -> pa.Schema:
     """Schema of a table whose vectors have `dimension` numbers."""
     return pa.schema(
         [
@@ -79,6 +98,7 @@ def table_schema(dimension: int) -> pa.Schema:
             pa.field(CREATED_AT, TIMESTAMP),
             pa.field(UPDATED_AT, TIMESTAMP, nullable=False),
             pa.field(VECTOR, pa.list_(pa.float32(), dimension)),
+            *(pa.field(field_column(each), arrow_type(each.kind)) for each in fields),
         ],
         metadata={SCHEMA_VERSION_KEY: str(SCHEMA_VERSION).encode()},
     )

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from lance.fragment import write_fragments
 from numpy.typing import NDArray
+from shoal.filters.fields import Field
 from shoal.table import durability, maintenance, schema
 from shoal.table.cursor import EMPTY_CURSOR, Cursor
 from shoal.table.errors import TableDamagedError, storage_errors
@@ -45,6 +46,8 @@ class PassageTable:
         """Use `create` or `open`."""
         self.uri = uri
         self.dimension: int = dataset.schema.field(schema.VECTOR).type.list_size
+        # That searches can filter by.
+        self.fields: tuple[Field, ...] = schema.fields_of(dataset.schema)
         self._dataset = dataset
         # Held while `_dataset` is replaced; readers take the object once and go on with that.
         self._swap = threading.Lock()
@@ -52,9 +55,9 @@ class PassageTable:
         self._appending = threading.Lock()
 
     @classmethod
-    def create(cls, uri: str, dimension: int) -> PassageTable:
-        """Make an empty table; durable when it returns."""
-        layout = schema.table_schema(dimension)
+    def create(cls, uri: str, dimension: int, fields: Sequence[Field] = ()) -> PassageTable:
+        """Make an empty table; durable when it returns. fields: that searches can filter by."""
+        layout = schema.table_schema(dimension, fields)
         with storage_errors(uri):
             dataset = lance.write_dataset(
                 layout.empty_table(),
@@ -117,11 +120,11 @@ class PassageTable:
     def append(self, rows: pa.Table | pa.RecordBatch) -> int:
         """Append rows, and return the version that holds them. Durable when it returns.
 
-        rows: of `table_schema(dimension)`; sequences above all that the table has.
+        rows: of `table_schema(dimension, fields)`; sequences above all that the table has.
         Raises StorageFullError, and then the rows may or may not be in the table later: appending
         them again, with new sequences, is harmless.
         """
-        assert rows.schema.equals(schema.table_schema(self.dimension)), rows.schema
+        assert rows.schema.equals(schema.table_schema(self.dimension, self.fields)), rows.schema
         if isinstance(rows, pa.RecordBatch):
             rows = pa.Table.from_batches([rows])
         root = durability.local_path(self.uri)

@@ -131,6 +131,7 @@ class Committer:
             first_sequence=first_sequence,
             updated_at_us=time.time_ns() // 1000,
             dimension=self.table.dimension,
+            fields=self.table.fields,
         )
         return self.table.append(rows)
 

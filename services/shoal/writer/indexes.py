@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, ParamSpec, TypeVar
 
+from shoal.filters.fields import Field, field_messages
 from shoal.internal.v1.writer_pb2 import CatalogEntry
 from shoal.rpc.errors import ServiceError
 from shoal.table import Catalogue, IndexEntry, IndexNotFoundError, PassageTable, versions
@@ -96,6 +97,7 @@ class Indexes:
         request_id: str,
         recall_target: float = 0.0,
         kind: int = 0,
+        fields: tuple[Field, ...] = (),
     ) -> OpenIndex:
         """Make an index. Raises IndexExistsError, StorageFullError."""
         async with self._changing:
@@ -105,9 +107,10 @@ class Indexes:
                 dimension=dimension,
                 encoder_model=encoder_model,
                 request_id=request_id,
-                make_table=PassageTable.create,
                 recall_target=recall_target,
                 kind=kind,
+                make_table=partial(PassageTable.create, fields=fields),
+                fields=fields,
             )
             if name not in self._open:
                 await self._open_index(entry)
@@ -250,6 +253,7 @@ def describe_index(index: OpenIndex) -> CatalogEntry:
         previous_version=entry.previous_version,
         recall_target=entry.recall_target,
         kind=SearchKind.ValueType(entry.kind),
+        fields=field_messages(entry.fields),
     )
     described.create_time.FromNanoseconds(entry.create_time_ns)
     return described

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from shoal.filters.fields import Field
 from shoal.rpc.errors import InvalidFieldError, ServiceError
 from shoal.table import DocumentRows, PassageSpan
 from shoal.v1.documents_pb2 import UpsertDocumentsRequest, UpsertFailure
@@ -67,11 +68,18 @@ class PreparedChunk:
 class Preparer:
     """Checks and splits documents of one index. Thread-safe."""
 
-    def __init__(self, settings: WriterSettings, measure: Measure, dimension: int) -> None:
-        """Measure: how the encoder of the index sees texts."""
+    def __init__(
+        self,
+        settings: WriterSettings,
+        measure: Measure,
+        dimension: int,
+        fields: Sequence[Field] = (),
+    ) -> None:
+        """Measure: how the encoder of the index sees texts. fields: that the index declares."""
         self._settings = settings
         self._measure = measure
         self._dimension = dimension
+        self._fields = fields
 
     def prepare(self, requests: Sequence[UpsertDocumentsRequest]) -> PreparedChunk:
         """Prepare messages, one or more. Documents that are wrong become failures."""
@@ -86,7 +94,7 @@ class Preparer:
     def _prepare_one(self, request: UpsertDocumentsRequest) -> PreparedDocument:
         if not request.HasField("document"):
             raise InvalidFieldError("document", "is missing")
-        document = check_document(request.document, self._dimension)
+        document = check_document(request.document, self._dimension, self._fields)
         if document.vector is not None:
             whole = PassageSpan(0, len(document.text), document.text)
             return PreparedDocument(request.number, document, [whole], ())
@@ -139,6 +147,7 @@ def _rows_of(prepared: PreparedDocument, vectors: NDArray[np.float32], now_us: i
         created_at_us=now_us if created_at_us is None else created_at_us,
         passages=prepared.passages,
         vectors=vectors,
+        values=document.values,
     )
 
 

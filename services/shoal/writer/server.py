@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
+from shoal.filters.fields import check_fields
 from shoal.internal.v1.topology_pb2 import Topology
 from shoal.internal.v1.writer_pb2 import DESCRIPTOR as WRITER
 from shoal.internal.v1.writer_pb2 import (
@@ -166,6 +167,7 @@ class WriterService(VersionHandlers, WriterServiceServicer):
             raise InvalidFieldError("request_id", f"has more than {MAX_REQUEST_ID_BYTES} bytes")
         check_recall_target(request.recall_target)
         check_kind(request.kind)
+        fields = check_fields(request.fields)
         dimension, model = await self._dimension_and_model(request, Deadline.of(context))
         index = await self._indexes.create(
             request.name,
@@ -174,6 +176,7 @@ class WriterService(VersionHandlers, WriterServiceServicer):
             request_id=request.request_id,
             recall_target=request.recall_target,
             kind=request.kind,
+            fields=fields,
         )
         return CreateTableResponse(entry=describe_index(index))
 

@@ -254,7 +254,9 @@ class UpsertStream:
     async def _make_ready(self, requests: list[UpsertDocumentsRequest]) -> _Ready:
         index = self._index
         assert index is not None
-        preparer = Preparer(self._parts.settings, self._parts.measure, index.table.dimension)
+        preparer = Preparer(
+            self._parts.settings, self._parts.measure, index.table.dimension, index.table.fields
+        )
         loop = asyncio.get_running_loop()
         chunk = await loop.run_in_executor(self._parts.executor, preparer.prepare, requests)
         texts = chunk.texts
