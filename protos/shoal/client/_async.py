@@ -135,6 +135,7 @@ class AsyncClient:
         omit_text: bool = False,
         bypass_cache: bool = False,
         hits_per_document: int | None = None,
+        filter: str = "",  # noqa: A002  # the field's name
         timeout_s: float = 10.0,
     ) -> SearchResponse:
         """Rank the passages of an index for a question, or for a vector.
@@ -154,6 +155,7 @@ class AsyncClient:
             omit_text=omit_text,
             bypass_cache=bypass_cache,
             hits_per_document=hits_per_document,
+            filter=filter,
         )
         return await self._call(self._search.Search, request, timeout_s)
 
@@ -240,10 +242,19 @@ class AsyncClient:
         return await self._call(self._documents.GetDocuments, request, timeout_s)
 
     async def create_index(
-        self, name: str, dimension: int = 0, *, timeout_s: float = 30.0
+        self,
+        name: str,
+        dimension: int = 0,
+        *,
+        fields: Mapping[str, str] | None = None,
+        timeout_s: float = 30.0,
     ) -> Index:
-        """Make an empty index. dimension: 0 means that of the cluster's encoder."""
-        request = requests.create_index_request(name, dimension)
+        """Make an empty index. dimension: 0 means that of the cluster's encoder.
+
+        fields: of the documents' metadata, that searches are to filter by: `{"lang": "string"}`.
+        Types: string, integer, float, boolean, timestamp, strings.
+        """
+        request = requests.create_index_request(name, dimension, fields)
         return (await self._call(self._indexes.CreateIndex, request, timeout_s)).index
 
     async def list_indexes(self, *, timeout_s: float = 10.0) -> AsyncIterator[Index]:

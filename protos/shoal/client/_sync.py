@@ -129,6 +129,7 @@ class Client:
         omit_text: bool = False,
         bypass_cache: bool = False,
         hits_per_document: int | None = None,
+        filter: str = "",  # noqa: A002  # the field's name
         timeout_s: float = 10.0,
     ) -> SearchResponse:
         """Rank the passages of an index for a question, or for a vector.
@@ -148,6 +149,7 @@ class Client:
             omit_text=omit_text,
             bypass_cache=bypass_cache,
             hits_per_document=hits_per_document,
+            filter=filter,
         )
         return self._call(self._search.Search, request, timeout_s)
 
@@ -230,9 +232,20 @@ class Client:
         request = requests.get_request(index, document_ids, min_table_version)
         return self._call(self._documents.GetDocuments, request, timeout_s)
 
-    def create_index(self, name: str, dimension: int = 0, *, timeout_s: float = 30.0) -> Index:
-        """Make an empty index. dimension: 0 means that of the cluster's encoder."""
-        request = requests.create_index_request(name, dimension)
+    def create_index(
+        self,
+        name: str,
+        dimension: int = 0,
+        *,
+        fields: Mapping[str, str] | None = None,
+        timeout_s: float = 30.0,
+    ) -> Index:
+        """Make an empty index. dimension: 0 means that of the cluster's encoder.
+
+        fields: of the documents' metadata, that searches are to filter by: `{"lang": "string"}`.
+        Types: string, integer, float, boolean, timestamp, strings.
+        """
+        request = requests.create_index_request(name, dimension, fields)
         return self._call(self._indexes.CreateIndex, request, timeout_s).index
 
     def list_indexes(self, *, timeout_s: float = 10.0) -> Iterator[Index]:
