@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+from shoal.filters.fields import Field, Value
 from shoal.table import PassageTable
 from shoal.table.rows import DocumentRows, PassageSpan, build_batch
 
@@ -20,10 +22,19 @@ from loadtest.vectors import Vectors, document_id
 _COMMIT_ROWS: Final = 10_000
 
 
-def ensure_table(vectors: Vectors) -> Path:
-    """The table of a set of vectors; written on first use, which takes about half a minute."""
-    folder = vectors.folder / "table.lance"
-    done = vectors.folder / "table.done"
+def ensure_table(
+    vectors: Vectors,
+    name: str = "table",
+    fields: Sequence[Field] = (),
+    values_of: Callable[[int], Sequence[Value]] = lambda row: (),
+) -> Path:
+    """The table of a set of vectors; written on first use, which takes about half a minute.
+
+    name: of the table, where there are several. fields, values_of: what it declares, and what each
+    row has of it.
+    """
+    folder = vectors.folder / f"{name}.lance"
+    done = vectors.folder / f"{name}.done"
     if done.exists():
         return folder
     if folder.exists():
@@ -31,12 +42,12 @@ def ensure_table(vectors: Vectors) -> Path:
             f"{folder} was left half-written by an interrupted run: remove {vectors.folder} and "
             "start again"
         )
-    table = PassageTable.create(str(folder), vectors.chosen.dimension)
+    table = PassageTable.create(str(folder), vectors.chosen.dimension, fields)
     now_us = time.time_ns() // 1000
     for start in range(0, len(vectors.rows), _COMMIT_ROWS):
         block = np.ascontiguousarray(vectors.rows[start : start + _COMMIT_ROWS])
         documents = [
-            _document(start + offset, block[offset : offset + 1], now_us)
+            _document(start + offset, block[offset : offset + 1], now_us, values_of)
             for offset in range(len(block))
         ]
         table.append(
@@ -45,13 +56,16 @@ def ensure_table(vectors: Vectors) -> Path:
                 first_sequence=start + 1,
                 updated_at_us=now_us,
                 dimension=vectors.chosen.dimension,
+                fields=fields,
             )
         )
     done.touch()
     return folder
 
 
-def _document(row: int, vector: np.ndarray, now_us: int) -> DocumentRows:
+def _document(
+    row: int, vector: np.ndarray, now_us: int, values_of: Callable[[int], Sequence[Value]]
+) -> DocumentRows:
     text = f"Passage number {row} of the benchmark."
     return DocumentRows(
         document_id=document_id(row),
@@ -61,4 +75,5 @@ def _document(row: int, vector: np.ndarray, now_us: int) -> DocumentRows:
         created_at_us=now_us,
         passages=[PassageSpan(0, len(text), text)],
         vectors=vector,
+        values=values_of(row),
     )

@@ -109,7 +109,7 @@ def test_ids_are_a_list_and_no_string():
 
 
 def test_each_creation_has_an_id_of_its_own():
-    ids = {requests.create_index_request("i", 0, 0.0, 0).request_id for _ in range(2)}
+    ids = {requests.create_index_request("i", 0).request_id for _ in range(2)}
     assert len(ids) == 2
     assert "" not in ids
 

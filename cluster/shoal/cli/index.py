@@ -47,15 +47,26 @@ def create(
     ] = 0,
     recall: Recall = None,
     kind: Kind = None,
+    field: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME:TYPE",
+            help="A field of the documents' metadata to filter by: string, integer, float, boolean,"
+            " timestamp or strings. May be repeated; cannot be changed later.",
+            show_default=False,
+        ),
+    ] = None,
     endpoint: Endpoint = None,
     as_json: AsJson = False,
     timeout: Timeout = 30.0,
 ) -> None:
     """Make an empty index."""
+    fields = _fields_of(field or [])
     with connected(endpoint) as client:
         index = client.create_index(
             name,
             dimension,
+            fields=fields,
             recall_target=recall or 0.0,
             kind=kind_number(kind or "auto"),
             timeout_s=timeout,
@@ -64,6 +75,36 @@ def create(
         print_message(index)
     else:
         say(f"{index.name} is there: {index.dimension} dimensions, {index.encoder_model}")
+        _print_fields(index)
+
+
+def _fields_of(declared: list[str]) -> dict[str, str]:
+    """Types by name, of fields that were given as NAME:TYPE."""
+    from shoal.client._requests import field_type
+
+    fields: dict[str, str] = {}
+    for each in declared:
+        name, _, type_ = each.partition(":")
+        if name in fields:
+            raise typer.BadParameter(f"{name!r} is declared twice", param_hint="--field")
+        try:
+            field_type(type_)
+        except ValueError as error:
+            raise typer.BadParameter(f"{each!r}: {error}", param_hint="--field") from error
+        fields[name] = type_
+    return fields
+
+
+def _print_fields(index: Index) -> None:
+    from shoal.cli.plain import enum_name
+    from shoal.v1.indexes_pb2 import FieldType
+
+    if index.fields:
+        names = (
+            f"{each.name}:{enum_name(FieldType.DESCRIPTOR, each.type).lower()}"
+            for each in index.fields
+        )
+        say(f"fields to filter by: {', '.join(names)}", "dim")
 
 
 @app.command()
@@ -164,6 +205,7 @@ def _print_description(found: DescribeIndexResponse) -> None:
         f"made {index.create_time.ToJsonString()}",
         "dim",
     )
+    _print_fields(index)
     say("")
     rows = [
         (

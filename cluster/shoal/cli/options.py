@@ -86,6 +86,16 @@ _REMEDIES: Final = {
 }
 
 
+Filter = Annotated[
+    str,
+    typer.Option(
+        metavar="CONDITION",
+        help="Only what matches, by the index's fields: 'lang == \"en\" && year >= 2020'.",
+        show_default=False,
+    ),
+]
+
+
 def home_folder(home: Path | None) -> Path:
     """Shoal's home: the one given, or $SHOAL_HOME, or ~/.shoal."""
     return (home or Path(os.environ.get(HOME_VARIABLE) or Path.home() / ".shoal")).absolute()

@@ -20,7 +20,7 @@ from shoal.v1.documents_pb2 import (
     Document,
     GetDocumentsRequest,
 )
-from shoal.v1.indexes_pb2 import CreateIndexRequest
+from shoal.v1.indexes_pb2 import CreateIndexRequest, FieldType, MetadataField
 from shoal.v1.search_pb2 import (
     BatchSearchRequest,
     Group,
@@ -32,6 +32,7 @@ from shoal.v1.search_pb2 import (
     VectorType,
 )
 
+_TYPE: Final = "FIELD_TYPE_"
 _DOCUMENT_KEYS: Final = frozenset({"id", "title", "text", "metadata", "vector", "create_time"})
 
 
@@ -169,16 +170,36 @@ def _ids(document_ids: Iterable[str]) -> list[str]:
 
 
 def create_index_request(
-    name: str, dimension: int, recall_target: float, kind: SearchKind.ValueType
+    name: str,
+    dimension: int,
+    fields: Mapping[str, str] | None = None,
+    *,
+    recall_target: float = 0.0,
+    kind: SearchKind.ValueType = SearchKind.SEARCH_KIND_UNSPECIFIED,
 ) -> CreateIndexRequest:
-    """What index to make, with an id that makes it safe to send twice."""
+    """What index to make, with an id that makes it safe to send twice.
+
+    fields: their types by their names. Raises ValueError for a type that there is not.
+    """
     return CreateIndexRequest(
         name=name,
         dimension=dimension,
         request_id=uuid.uuid4().hex,
         recall_target=recall_target,
         kind=kind,
+        fields=[
+            MetadataField(name=field, type=field_type(type_))
+            for field, type_ in (fields or {}).items()
+        ],
     )
+
+
+def field_type(name: str) -> FieldType.ValueType:
+    """A type of metadata by its name, such as `string`. Raises ValueError."""
+    known = [each.removeprefix(_TYPE).lower() for each in FieldType.keys()[1:]]
+    if name not in known:
+        raise ValueError(f"{name!r} is no type for a field: one of {', '.join(known)}")
+    return FieldType.Value(_TYPE + name.upper())
 
 
 def scale_request(numbers: Mapping[str, int | None], index: str = "") -> ScaleClusterRequest:

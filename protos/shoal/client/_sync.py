@@ -131,6 +131,7 @@ class Client:
         omit_text: bool = False,
         bypass_cache: bool = False,
         hits_per_document: int | None = None,
+        filter: str = "",  # noqa: A002  # the field's name
         timeout_s: float = 10.0,
     ) -> SearchResponse:
         """Rank the passages of an index for a question, or for a vector.
@@ -150,6 +151,7 @@ class Client:
             omit_text=omit_text,
             bypass_cache=bypass_cache,
             hits_per_document=hits_per_document,
+            filter=filter,
         )
         return self._call(self._search.Search, request, timeout_s)
 
@@ -237,17 +239,22 @@ class Client:
         name: str,
         dimension: int = 0,
         *,
+        fields: Mapping[str, str] | None = None,
         recall_target: float = 0.0,
         kind: SearchKind.ValueType = SearchKind.SEARCH_KIND_UNSPECIFIED,
         timeout_s: float = 30.0,
     ) -> Index:
         """Make an empty index.
 
-        dimension: 0 means that of the cluster's encoder. recall_target: recall at 10 that its
-        versions are built to reach; 0 means the cluster's default. kind: to build them as;
-        unspecified means that it is chosen from passages, dimension and memory.
+        dimension: 0 means that of the cluster's encoder. fields: of the documents' metadata, that
+        searches are to filter by, `{"lang": "string"}`; types are string, integer, float, boolean,
+        timestamp and strings. recall_target: recall at 10 that its versions are built to reach; 0
+        means the cluster's default. kind: to build them as; unspecified means that it is chosen
+        from passages, dimension and memory.
         """
-        request = requests.create_index_request(name, dimension, recall_target, kind)
+        request = requests.create_index_request(
+            name, dimension, fields, recall_target=recall_target, kind=kind
+        )
         return self._call(self._indexes.CreateIndex, request, timeout_s).index
 
     def update_index(

@@ -32,7 +32,7 @@ EDGES: Final = 16
 _EF_CONSTRUCTION: Final = 100
 EF_SEARCHES: Final = (10, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 # What a passage in view costs, in nanoseconds: its edges are compared.
-_VIEW_NS: Final = 3_000.0
+VIEW_NS: Final = 3_000.0
 # A walk through a larger graph is longer by a step for each doubling: part of the view to add.
 _GROWTH_PART: Final = 0.125
 _GRAPH: Final = "graph.faiss"
@@ -120,7 +120,7 @@ class HnswKind(Kind):
         """Every width of view."""
         del list_count
         for ef_search in EF_SEARCHES:
-            yield Trial(_VIEW_NS * ef_search + 1_000 * math.log2(count), ef_search=ef_search)
+            yield Trial(VIEW_NS * ef_search + 1_000 * math.log2(count), ef_search=ef_search)
 
     def tried(
         self, index: Any, queries: Vectors, k: int, trial: Trial

@@ -147,6 +147,14 @@ class _Search:
             return self._survivors(codebook)
         else:
             probe, count = widened(kind, codebook, self.queries, self.top_k, growth, parts)
+        blocks = self._candidates(probe, count)
+        if blocks and kind.refines:
+            candidates = _join(blocks)
+            columns = likeliest(candidates.scores, count)
+            blocks = [self._refined(codebook, candidates.columns(columns))]
+        return blocks if parts is None else self._completed(codebook, blocks, parts)
+
+    def _candidates(self, probe: Any, count: int) -> list[_Block]:
         blocks = []
         for at, target in enumerate(self.targets):
             view, segment = target.view, target.view.main.segment
@@ -156,11 +164,7 @@ class _Search:
                     partial(segment.candidates, self.queries, probe, count, view.main_live),
                 )
                 blocks += _block(found, 2 * at)
-        if not blocks or not kind.refines:
-            return blocks
-        candidates = _join(blocks)
-        columns = likeliest(candidates.scores, count)
-        return [self._refined(codebook, candidates.columns(columns))]
+        return blocks
 
     def _parts(self) -> list[Part] | None:
         """What a filter leaves of the inverted lists; None if there is no filter."""
@@ -180,6 +184,22 @@ class _Search:
                 )
                 blocks += _block(self.guarded(target, score), 2 * at)
         return blocks
+
+    def _completed(
+        self, codebook: Codebook, blocks: list[_Block], parts: Sequence[Part]
+    ) -> list[_Block]:
+        """Where fewer were found than match, compare the query with all that matches instead."""
+        wanted = min(self.top_k, sum(part.live.live_count for part in parts))
+        found = sum((block.positions >= 0).sum(axis=1) for block in blocks)
+        short = np.flatnonzero(np.broadcast_to(found, len(self.queries)) < wanted)
+        if not len(short) or self.failures:
+            return blocks
+        rest = _Search(self.targets, self.shard_count, self.queries[short], self.top_k)
+        again = [_spread(each, short, len(self.queries)) for each in rest._survivors(codebook)]
+        self.failures |= rest.failures
+        for block in blocks:
+            block.scores[short], block.positions[short] = MISSING_SCORE, -1
+        return blocks + again
 
     def _growth(self, codebook: Codebook) -> float:
         """How many times as many passages there are as recall was measured among.
@@ -237,6 +257,15 @@ def _block(found: Any, part: int) -> list[_Block]:
         return []
     scores, positions = found
     return [_Block(scores, positions, np.full(positions.shape, part, dtype=np.int64))]
+
+
+def _spread(block: _Block, rows: NDArray[np.int64], count: int) -> _Block:
+    """The same candidates, for some rows of `count`."""
+    width = block.scores.shape[1]
+    scores = np.full((count, width), MISSING_SCORE, dtype=np.float32)
+    positions = np.full((count, width), -1, dtype=np.int64)
+    scores[rows], positions[rows] = block.scores, block.positions
+    return _Block(scores, positions, np.full(positions.shape, block.parts[0, 0]))
 
 
 def _join(blocks: Sequence[_Block]) -> _Block:

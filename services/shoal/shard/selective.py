@@ -1,4 +1,4 @@
-"""How are the inverted lists searched for what a filter leaves?
+"""How are codes searched for what a filter leaves?
 
 Recall must not depend on the filter. A filter that lets one in a hundred through makes the ten
 nearest that match as rare as the thousand nearest of all, so that as many lists must be looked into
@@ -9,6 +9,9 @@ search must go; it ends where it has gone so deep. A query that lies where next 
 never gets there: it looks into all lists that have a match, and weighs more candidates, as far
 vectors are all about as far.
 
+A graph has no lists to count in: its walk keeps as much more in view as the filter is selective,
+and a query that finds too few that way is compared with all that matches.
+
 Where few match, comparing the query with all of those is cheaper, and exact up to the wide code.
 What is cheaper is decided by counting nanoseconds, with the prices that search parameters are
 chosen by (`shoal.shard.codebook`): looking into a list, scanning a code, reading a survivor's wide
@@ -17,6 +20,7 @@ code once for the queries of a block, and multiplying it with each.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -26,13 +30,16 @@ from numpy.typing import NDArray
 from shoal.shard.codes import CoarseAssignment, Codebook, Manifest
 from shoal.shard.field_columns import FieldColumns, Matches
 from shoal.shard.kernel import faiss
+from shoal.shard.kind import Kind
+from shoal.shard.kind_hnsw import VIEW_NS, Walk
+from shoal.shard.kind_lists import ListKind
 from shoal.shard.lists import sizes_of
 from shoal.shard.merge import MISSING_SCORE, likeliest
+from shoal.shard.segment import CodedSegment
 from shoal.shard.tombstones import Live
 
 # Measured at 384 numbers on one core.
 _LIST_NS: Final = 300.0
-_CODE_NS: Final = 2.5
 _REFINED_NS: Final = 150.0
 _READ_NS: Final = 150.0
 _COMPARED_NS: Final = 20.0
@@ -50,12 +57,17 @@ Found = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class Part:
-    """What a filter leaves of one shard's lists."""
+    """What a filter leaves of one shard's codes."""
 
-    lists: Any
+    segment: CodedSegment
     fields: FieldColumns
     matches: Matches
     live: Live
+
+    @property
+    def lists(self) -> Any:
+        """Of a kind that has lists."""
+        return getattr(self.segment, "lists")  # noqa: B009  # of a ListSegment, as its kind says
 
     def sizes(self) -> NDArray[np.int64]:
         """Vectors in each list, dead ones among them."""
@@ -85,19 +97,45 @@ def _list_numbers(lists: Any, count: int) -> NDArray[Any]:
 
 
 def is_narrow(
-    manifest: Manifest, top_k: int, candidate_count: int, query_count: int, parts: Sequence[Part]
+    kind: Kind, manifest: Manifest, top_k: int, query_count: int, parts: Sequence[Part]
 ) -> bool:
-    """True if comparing each query with all that matches is cheaper than looking into lists."""
+    """True if comparing each query with all that matches is cheaper than searching codes."""
     survivors = sum(part.live.live_count for part in parts)
     total = sum(part.live.count for part in parts)
     exact_ns = survivors * (_READ_NS / query_count + _COMPARED_NS)
-    nprobe = int(_needed(manifest, np.array([top_k * total / max(1, survivors)]))[0])
+    depth = top_k * total / max(1, survivors)
+    if not isinstance(kind, ListKind):
+        return exact_ns <= _view(manifest, top_k, depth) * VIEW_NS
+    nprobe = int(_needed(manifest, np.array([depth]))[0])
     codes = nprobe * total / manifest.list_count
-    coded_ns = nprobe * len(parts) * _LIST_NS + codes * _CODE_NS + candidate_count * _REFINED_NS
-    return exact_ns <= coded_ns
+    coded_ns = nprobe * len(parts) * _LIST_NS + codes * kind.code_ns
+    refined = manifest.point_for(top_k).candidate_count() if kind.refines else 0
+    return exact_ns <= coded_ns + refined * _REFINED_NS
 
 
-def assign(
+def widened(
+    kind: Kind,
+    codebook: Codebook,
+    queries: NDArray[np.float32],
+    top_k: int,
+    growth: float,
+    parts: Sequence[Part],
+) -> tuple[Any, int]:
+    """Say where to look for each query among what matches, and how many candidates to weigh."""
+    count = codebook.manifest.point_for(top_k).candidate_count(growth)
+    if isinstance(kind, ListKind):
+        return _assign(codebook, queries, top_k, count, parts)
+    survivors = sum(part.live.live_count for part in parts)
+    depth = top_k * sum(part.live.count for part in parts) / max(1, survivors)
+    return Walk(_view(codebook.manifest, top_k, depth)), count
+
+
+def _view(manifest: Manifest, top_k: int, depth: float) -> int:
+    """Passages to keep in view so that as many match as are in view without a filter."""
+    return math.ceil(manifest.point_for(top_k).ef_search * depth / top_k)
+
+
+def _assign(
     codebook: Codebook,
     queries: NDArray[np.float32],
     top_k: int,
