@@ -3,8 +3,9 @@
     flock /tmp/heavy.lock python -m loadtest.calibrate
 
 builds each kind at a few sizes and dimensions, each in a process of its own with one thread, and
-writes what it took into the package: cluster/shoal/cluster/index_costs.json. The vectors are
-loadtest/vectors.py's, whose neighbours are about as hard to tell apart as those of text.
+writes what it took into the package: cluster/shoal/cluster/index_costs.json. Times are processor
+time, which can be believed on a machine that others use too. The vectors are loadtest/vectors.py's,
+whose neighbours are about as hard to tell apart as those of text.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ def main() -> None:
     """Measure everything, or one point of it (in a process of its own)."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache", type=Path, default=Path("/tmp/shoal-calibrate"))
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="vectors, ascending")
+    parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--point", nargs=3, metavar=("KIND", "SIZE", "DIMENSION"))
     arguments = parser.parse_args()
     if arguments.point:
@@ -46,11 +49,11 @@ def main() -> None:
     points = [
         _in_a_process(kind, size, dimension, arguments.cache)
         for dimension in DIMENSIONS
-        for size in SIZES
+        for size in arguments.sizes
         for kind in KINDS
     ]
     facts = machine.facts()
-    OUT.write_text(json.dumps({"machine": facts, "points": points}, indent=1) + "\n")
+    arguments.out.write_text(json.dumps({"machine": facts, "points": points}, indent=1) + "\n")
 
 
 def _in_a_process(kind: str, size: int, dimension: int, cache: Path) -> dict[str, Any]:
@@ -91,7 +94,7 @@ def measure(kind: str, size: int, dimension: int, cache: Path) -> dict[str, Any]
     faiss.omp_set_num_threads(1)
     vectors = _vectors(size, dimension, cache)
     rows = np.ascontiguousarray(vectors.rows)
-    began_s = time.perf_counter()
+    began_s = time.process_time()
     codebook = None
     if kind != "exact":
         order = np.random.default_rng(0).permutation(size)
@@ -105,12 +108,12 @@ def measure(kind: str, size: int, dimension: int, cache: Path) -> dict[str, Any]
             lambda stage, done: None,
         )
         codebook = Codebook(*fitted)
-    trained_s = time.perf_counter()
+    trained_s = time.process_time()
     builder = SegmentBuilder(codebook, dimension, size)
     for first in range(0, size, _SHARD):
         builder.add(rows[first : first + _SHARD])
     segment = builder.finish()
-    filled_s = time.perf_counter()
+    filled_s = time.process_time()
     lone_us, batch_us, recall = _searched(segment, codebook, vectors, dimension)
     return {
         "kind": kind,
@@ -162,17 +165,17 @@ def _searched(
     ask(queries[:8])
     times, found = [], []
     for at in range(len(queries)):
-        began_s = time.perf_counter()
+        began_s = time.process_time()
         found.append(ask(queries[at : at + 1]))
-        times.append(time.perf_counter() - began_s)
-    began_s = time.perf_counter()
+        times.append(time.process_time() - began_s)
+    began_s = time.process_time()
     rounds = 0
-    while rounds < 3 or time.perf_counter() - began_s < 1.0:
+    while rounds < 3 or time.process_time() - began_s < 1.0:
         for first in range(0, len(queries) - _BATCH + 1, _BATCH):
             ask(queries[first : first + _BATCH])
         rounds += 1
     batched = rounds * (len(queries) // _BATCH) * _BATCH
-    batch_s = (time.perf_counter() - began_s) / batched
+    batch_s = (time.process_time() - began_s) / batched
     truth = vectors.nearest(len(queries), TOP_K).astype(np.uint64)
     same = (np.concatenate(found)[:, :, None] == truth[:, None, :]).any(axis=2)
     return float(np.median(times)) * 1e6, batch_s * 1e6, float(same.mean())

@@ -48,9 +48,9 @@ class Point(BaseModel):
     """Training, and choosing search parameters."""
     encode_s: float
     lone_us: float
-    """Median time of a query that comes alone."""
+    """Median processor time of a query that comes alone."""
     batch_us: float
-    """Time of a query of many that come together."""
+    """Processor time of a query of many that come together."""
     bytes: float
     """Of codes, ids and links, for each vector."""
     recall: float

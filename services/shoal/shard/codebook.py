@@ -297,7 +297,7 @@ def _measure(measured: _Measured, wide: WideCode, target: float) -> list[_Tried]
     depth = min(max(top_ks) + _TIES, len(measured.base))
     truth = faiss.knn(measured.held_out, measured.base, depth, metric=faiss.METRIC_INNER_PRODUCT)
     # Once for all: over all that is tried, each candidate would be encoded a dozen times.
-    codes = wide.encode(measured.base) if kind.refines else None
+    codes = wide.encode(measured.base) if kind.refines else np.empty(0)
     tried: dict[int, list[_Tried]] = {top_k: [] for top_k in top_ks}
     for trial in kind.trials(list_count, len(measured.base)):
         if all(_cheapest(tried[top_k], target) < trial.cost_ns for top_k in top_ks):
@@ -358,7 +358,7 @@ def _recalls(
 def _final_recalls(
     measured: _Measured,
     wide: WideCode,
-    codes: None,
+    codes: NDArray[Any],
     truth: _Truth,
     trial: Trial,
     top_ks: list[int],

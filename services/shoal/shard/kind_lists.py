@@ -21,7 +21,7 @@ from shoal.shard.merge import MISSING_SCORE
 from shoal.shard.segment import CodedSegment, Found, MemoryUse, Vectors, WideRows
 from shoal.shard.segment_folder import FolderReader, FolderWriter
 from shoal.shard.tombstones import Live
-from shoal.shard.wide_code import WideCode
+from shoal.shard.wide_code import WideCode, WideKind
 
 TRAINING_ROUNDS: Final = 10
 NPROBES: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024)
@@ -121,8 +121,8 @@ class ListKind(Kind):
     has_lists = True
     measured_at_most = 1 << 62
     refines = True
-    wides = ("sq8", "fp16")
-    refine_factors = (2, 3, 4, 6, 8, 12, 16, 24, 32)
+    wides: ClassVar[tuple[WideKind, ...]] = ("sq8", "fp16")
+    refine_factors: ClassVar[tuple[int, ...]] = (2, 3, 4, 6, 8, 12, 16, 24, 32)
     # What comparing a code costs on one core, in nanoseconds.
     code_ns: ClassVar[float]
 
