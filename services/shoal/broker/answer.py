@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -45,6 +46,9 @@ class Trace:
     reranker_model: str = ""
     versions: dict[int, int] = field(default_factory=dict)
     """Table version that each shard had applied when it answered."""
+    holds_until_s: float = math.inf
+    """When the next passage of the shards that answered expires, in seconds since 1970: what was
+    found holds no longer."""
 
 
 def build_response(

@@ -3,6 +3,7 @@
     segment     exact: vectors.npy
                 ivf_pq: lists.bin (packed codes and ids), list_sizes.npy, wide.npy
     directory   records.npy, ids.arrow, sorted_hashes.npy, hash_order.npy, maybe row_order.npy
+                and expiry_order.npy
 
 All can be mapped: a shard that was read costs no memory until it is searched, and then the parts
 that searches touch, which the system may take back. A further kind of segment is a further entry in
@@ -25,7 +26,7 @@ from shoal.shard.segment_folder import FolderReader, FolderWriter, SegmentDamage
 
 _IDS: Final = "ids.arrow"
 _LISTS: Final = "lists.bin"
-_DIRECTORY_COLUMNS: Final = ("sorted_hashes", "hash_order", "row_order")
+_DIRECTORY_COLUMNS: Final = ("sorted_hashes", "hash_order", "row_order", "expiry_order")
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,8 @@ class DocumentRows:
     passages: Sequence[PassageSpan]
     # Unit vectors: float32 [passages, dimension].
     vectors: NDArray[np.float32]
+    # Microseconds since 1970, UTC; None means never.
+    expires_at_us: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ def build_batch(
     for sequence, operation in enumerate(operations, first_sequence):
         slot = slot_of(operation.document_id)
         if isinstance(operation, Tombstone):
-            _append(appenders, (sequence, operation.document_id, 0, slot, True, *(None,) * 7))
+            _append(appenders, (sequence, operation.document_id, 0, slot, True, *(None,) * 8))
             vectors.append(None)
             continue
         assert operation.vectors.shape == (len(operation.passages), dimension)
@@ -81,6 +83,7 @@ def build_batch(
                 operation.metadata,
                 operation.content_hash,
                 operation.created_at_us,
+                operation.expires_at_us,
             )
             _append(appenders, row)
     row_count = len(columns[schema.SEQUENCE])

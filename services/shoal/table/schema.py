@@ -11,7 +11,8 @@ from typing import Final
 import pyarrow as pa
 
 # Rises when a column changes its meaning; tables of a newer version are refused.
-SCHEMA_VERSION: Final = 1
+# Version 2: documents expire, and deletions are forgotten (TRIMMED_KEY).
+SCHEMA_VERSION: Final = 2
 SCHEMA_VERSION_KEY: Final = b"shoal.schema_version"
 
 # Rises with every operation on a document. All rows of one operation share it.
@@ -37,6 +38,8 @@ CREATED_AT: Final = "created_at"
 UPDATED_AT: Final = "updated_at"
 # Unit length.
 VECTOR: Final = "vector"
+# From when on the document is not to be found; null means never. All rows of one operation share it.
+EXPIRES_AT: Final = "expires_at"
 
 # Lance's own: names a row for ever, also after compaction.
 ROW_ID: Final = "_rowid"
@@ -52,9 +55,13 @@ DIRECTORY_COLUMNS: Final = (
     SPAN_END,
     CONTENT_HASH,
     UPDATED_AT,
+    EXPIRES_AT,
 )
 # What is read from the table when a passage is shown.
 CONTENT_COLUMNS: Final = (TITLE, TEXT, METADATA)
+
+# Key of the table's configuration: how far deletions are forgotten (shoal.table.trimming).
+TRIMMED_KEY: Final = "shoal.trimmed"
 
 TIMESTAMP: Final = pa.timestamp("us", tz="UTC")
 CONTENT_HASH_BYTES: Final = 32
@@ -79,6 +86,7 @@ def table_schema(dimension: int) -> pa.Schema:
             pa.field(CREATED_AT, TIMESTAMP),
             pa.field(UPDATED_AT, TIMESTAMP, nullable=False),
             pa.field(VECTOR, pa.list_(pa.float32(), dimension)),
+            pa.field(EXPIRES_AT, TIMESTAMP),
         ],
         metadata={SCHEMA_VERSION_KEY: str(SCHEMA_VERSION).encode()},
     )
