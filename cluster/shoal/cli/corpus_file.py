@@ -2,7 +2,8 @@
 
 A file is JSONL as BEIR has it, plain or gzipped: a line is an object with `_id` (or `id`), `text`,
 and perhaps `title`, `metadata` (an object), `vector` (a list of numbers) and `expires_at` (seconds
-since 1970, or RFC 3339 as in "2027-01-31T12:00:00Z"). A line is read, checked and forgotten; only the ids are kept, to find those that come twice (about 200 bytes each).
+since 1970, or RFC 3339 as in "2027-01-31T12:00:00Z"). A line is read, checked and forgotten; only
+the ids are kept, to find those that come twice (about 200 bytes each).
 
 What a document may be is the writer's to say, so its own check is called here: whatever passes
 would be taken, and whatever does not is reported before anything is sent.

@@ -46,9 +46,10 @@ def ingest(
 ) -> None:
     """Bring documents into an index; each replaces the one that has its id.
 
-    A line is a JSON object with _id (or id), text, and perhaps title, metadata (an object),
-    vector and expires_at (RFC 3339, or seconds since 1970). Every bad line is reported as FILE:LINE: reason, and makes the exit code 1. --timeout
-    bounds the waiting at the end; the ingestion itself goes on for as long as it gets on.
+    A line is a JSON object with _id (or id), text, and perhaps title, metadata (an object), vector
+    and expires_at (RFC 3339, or seconds since 1970). Every bad line is reported as FILE:LINE:
+    reason, and makes the exit code 1. --timeout bounds the waiting at the end; the ingestion itself
+    goes on for as long as it gets on.
     """
     from shoal.cli.ingestion import Ingestion, await_searchable
 

@@ -133,8 +133,9 @@ class BuildLimits(_Frozen):
 
 
 class Retention(_Frozen):
-    """How long what is not needed any more stays in storage. Reasons stand with the writer's
-    settings of the same names (services/shoal/writer/config.py), which these become.
+    """How long what is not needed any more stays in storage.
+
+    The writer's settings of the same names (services/shoal/writer/config.py) give the reasons.
     """
 
     trim_interval_s: float = Field(default=900.0, gt=0)

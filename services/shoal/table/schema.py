@@ -38,7 +38,7 @@ CREATED_AT: Final = "created_at"
 UPDATED_AT: Final = "updated_at"
 # Unit length.
 VECTOR: Final = "vector"
-# From when on the document is not to be found; null means never. All rows of one operation share it.
+# From when on the document is not to be found; null means never. The same in all its rows.
 EXPIRES_AT: Final = "expires_at"
 
 # Lance's own: names a row for ever, also after compaction.

@@ -7,6 +7,7 @@ be called from any thread; a table object stands at one version, and moves on in
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -35,6 +36,9 @@ READ_AHEAD_BATCHES: Final = 4
 # What a table keeps in memory of its own files: manifests, pages' positions, row id maps.
 METADATA_CACHE_BYTES: Final = 128 << 20
 INDEX_CACHE_BYTES: Final = 16 << 20
+
+# Longer than a commit takes.
+COMMIT_S: Final = 60.0
 
 # Lance is untyped.
 _Dataset = Any
@@ -261,7 +265,9 @@ class PassageTable:
 
         A follower that reads at an older version than this fails, and must refresh.
         """
-        with storage_errors(self.uri):
+        # A commit under way rests on the version before it: that must not go from under it.
+        waiting = self._appending if older_than_s < COMMIT_S else contextlib.nullcontext()
+        with waiting, storage_errors(self.uri):
             return maintenance.clean(self._dataset, older_than_s)
 
     def operations_on(self, document_ids: Sequence[str]) -> dict[str, set[removal.StoredOperation]]:
@@ -303,7 +309,7 @@ class PassageTable:
             return len(due)
 
     def drop_history(self) -> int:
-        """Remove all versions but the latest, and what commits that failed have left; returns bytes.
+        """Remove all versions but the latest, and what failed commits have left; returns bytes.
 
         Appends wait. Who reads at an older version fails, and must refresh.
         """
