@@ -1,6 +1,6 @@
 """Which passage is at a position, and where are the passages of a document?
 
-What a shard keeps of each passage beside its vector: about 100 bytes, of which the document's hash
+What a shard keeps of each passage beside its vector: about 110 bytes, of which the document's hash
 takes 32 and its id 28. Text, title and metadata stay in the table. A directory that was read from a
 segment's files lies in them, mapped: only what searches touch takes memory.
 """
