@@ -38,6 +38,7 @@ PUBLIC = [
 METHODS = [
     "batch_search",
     "build_index_version",
+    "clean_index",
     "close",
     "cluster_status",
     "create_index",
@@ -49,6 +50,7 @@ METHODS = [
     "index_versions",
     "list_indexes",
     "promote_index_version",
+    "purge",
     "retrieve_context",
     "rollback_index",
     "scale",

@@ -16,7 +16,7 @@ from shoal.cli.options import (
     connected,
     kind_number,
 )
-from shoal.cli.output import CliError, note, print_json, print_message, print_table, say
+from shoal.cli.output import CliError, confirm, note, print_json, print_message, print_table, say
 
 if TYPE_CHECKING:
     from shoal.v1.indexes_pb2 import DescribeIndexResponse, Index
@@ -206,6 +206,13 @@ def _print_description(found: DescribeIndexResponse) -> None:
         "dim",
     )
     _print_fields(index)
+    if index.row_count:
+        share = index.superseded_row_count / index.row_count
+        say(
+            f"{index.row_count:,} rows in the table, {index.superseded_row_count:,} of them "
+            f"({share:.0%}) replaced, deleted or expired",
+            "dim",
+        )
     say("")
     rows = [
         (
@@ -227,6 +234,28 @@ def _print_description(found: DescribeIndexResponse) -> None:
 
 
 @app.command()
+def clean(
+    name: IndexName, endpoint: Endpoint = None, as_json: AsJson = False, timeout: Timeout = 600.0
+) -> None:
+    """Remove now from an index's storage what is not needed any more.
+
+    The writer does so by itself from time to time, as `retention` in the topology file says.
+    """
+    with connected(endpoint) as client:
+        cleaned = client.clean_index(name, timeout_s=timeout)
+    if as_json:
+        print_message(cleaned)
+        return
+    say(
+        f"{cleaned.rows_removed:,} rows and {cleaned.tombstones_removed:,} tombstones removed, "
+        f"{cleaned.bytes_removed / 1e6:.1f} MB freed; {cleaned.documents_expired:,} documents had "
+        "expired."
+    )
+    if cleaned.versions_dropped:
+        say(f"Index versions dropped: {', '.join(map(str, cleaned.versions_dropped))}.")
+
+
+@app.command()
 def drop(
     name: IndexName,
     yes: Annotated[
@@ -238,18 +267,10 @@ def drop(
 ) -> None:
     """Drop an index with all its documents. There is no way back."""
     if not yes:
-        _confirm(name)
+        confirm(f"dropping {name}", f"Drop {name} with all its documents?")
     with connected(endpoint) as client:
         client.drop_index(name, timeout_s=timeout)
     if as_json:
         print_json({"dropped": name})
     else:
         say(f"{name} is gone.")
-
-
-def _confirm(name: str) -> None:
-    import sys
-
-    if not sys.stdin.isatty():
-        raise CliError(f"dropping {name} cannot be undone: say --yes to do it")
-    typer.confirm(f"Drop {name} with all its documents?", abort=True, err=True)

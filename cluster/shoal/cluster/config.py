@@ -145,6 +145,22 @@ class BuildLimits(_Frozen):
     what searches do not touch; the kind then is IVF-PQ."""
 
 
+class Retention(_Frozen):
+    """How long what is not needed any more stays in storage.
+
+    The writer's settings of the same names (services/shoal/writer/config.py) give the reasons.
+    """
+
+    trim_interval_s: float = Field(default=900.0, gt=0)
+    """Seconds between two cleanings of every index: rows that were replaced, deleted or expired."""
+    keep_versions_s: float = Field(default=600.0, ge=0)
+    """Seconds for which such rows, and old versions of the table, are kept for readers."""
+    keep_tombstones_s: float = Field(default=7 * 86_400.0, ge=0)
+    """Seconds for which a deletion is remembered: how old a stored segment may be to catch up."""
+    keep_index_versions: int = Field(default=2, ge=0)
+    """Versions of an index kept beside the one that serves and the one a rollback leads to."""
+
+
 class ClusterConfig(_Frozen):
     """A declared cluster."""
 
@@ -180,6 +196,8 @@ class ClusterConfig(_Frozen):
     Below about twenty thousand, exact search is as fast and loses nothing."""
     build: BuildLimits = BuildLimits()
     """What building versions of indexes may take."""
+    retention: Retention = Retention()
+    """What is removed from storage, and when."""
     standby_s: float = Field(default=600.0, ge=0)
     """Seconds for which a version that was replaced is kept loaded, so that a rollback to it takes
     less than one. It costs the memory of a second version; 0: none."""

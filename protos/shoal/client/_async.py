@@ -34,12 +34,15 @@ from shoal.v1.cluster_pb2_grpc import ClusterServiceStub
 from shoal.v1.documents_pb2 import (
     Document,
     GetDocumentsResponse,
+    PurgeDocumentsResponse,
     UpsertDocumentsRequest,
     UpsertDocumentsResponse,
 )
 from shoal.v1.documents_pb2_grpc import DocumentServiceStub
 from shoal.v1.indexes_pb2 import (
     BuildIndexVersionRequest,
+    CleanIndexRequest,
+    CleanIndexResponse,
     DescribeIndexRequest,
     DescribeIndexResponse,
     DropIndexRequest,
@@ -231,6 +234,16 @@ class AsyncClient:
         request = requests.delete_request(index, document_ids)
         return (await self._call(self._documents.DeleteDocuments, request, timeout_s)).table_version
 
+    async def purge(
+        self, index: str, document_ids: Iterable[str], *, timeout_s: float = 120.0
+    ) -> PurgeDocumentsResponse:
+        """Delete documents, and take them out of storage: they cannot be recovered.
+
+        `remains` of the answer says where something of them may still be, and until when.
+        """
+        request = requests.purge_request(index, document_ids)
+        return await self._call(self._documents.PurgeDocuments, request, timeout_s)
+
     async def get(
         self,
         index: str,
@@ -329,6 +342,11 @@ class AsyncClient:
         """A page of up to 1,000 versions of an index, and which of them serves."""
         request = ListIndexVersionsRequest(name=name, page_size=1000, page_token=page_token)
         return await self._call(self._indexes.ListIndexVersions, request, timeout_s)
+
+    async def clean_index(self, name: str, *, timeout_s: float = 600.0) -> CleanIndexResponse:
+        """Remove from storage, now, what the cluster's policy does not keep."""
+        request = CleanIndexRequest(name=name)
+        return await self._call(self._indexes.CleanIndex, request, timeout_s)
 
     async def promote_index_version(
         self,

@@ -19,6 +19,7 @@ from shoal.v1.documents_pb2 import (
     DeleteDocumentsRequest,
     Document,
     GetDocumentsRequest,
+    PurgeDocumentsRequest,
 )
 from shoal.v1.indexes_pb2 import CreateIndexRequest, FieldType, MetadataField
 from shoal.v1.search_pb2 import (
@@ -33,7 +34,9 @@ from shoal.v1.search_pb2 import (
 )
 
 _TYPE: Final = "FIELD_TYPE_"
-_DOCUMENT_KEYS: Final = frozenset({"id", "title", "text", "metadata", "vector", "create_time"})
+_DOCUMENT_KEYS: Final = frozenset(
+    {"id", "title", "text", "metadata", "vector", "create_time", "expires_at"}
+)
 
 
 def vectors(values: Sequence[float]) -> Vectors:
@@ -113,7 +116,8 @@ def document(source: Document | Mapping[str, Any], position: int) -> Document:
     """A document, from a message or from a mapping with its fields.
 
     Keys: `id`, `title`, `text`, `metadata` (anything that JSON can hold), `vector` (a sequence of
-    numbers), `create_time` (a datetime; without a zone it is UTC). None is the same as no key.
+    numbers), `create_time` and `expires_at` (datetimes; without a zone they are UTC). None is the
+    same as no key.
     position: where it stands among those given, from 1, for errors. Raises ValueError for any other
     key, and TypeError for a value of the wrong type.
     """
@@ -144,13 +148,25 @@ def _document_of(source: Mapping[str, Any]) -> Document:
         message.vector.CopyFrom(vectors(source["vector"]))
     created: datetime | None = source.get("create_time")
     if created is not None:
-        message.create_time.FromDatetime(created if created.tzinfo else created.replace(tzinfo=UTC))
+        message.create_time.FromDatetime(_with_zone(created))
+    expires: datetime | None = source.get("expires_at")
+    if expires is not None:
+        message.expires_at.FromDatetime(_with_zone(expires))
     return message
+
+
+def _with_zone(time: datetime) -> datetime:
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def delete_request(index: str, document_ids: Iterable[str]) -> DeleteDocumentsRequest:
     """Which documents to delete."""
     return DeleteDocumentsRequest(index=index, document_ids=_ids(document_ids))
+
+
+def purge_request(index: str, document_ids: Iterable[str]) -> PurgeDocumentsRequest:
+    """Which documents to purge."""
+    return PurgeDocumentsRequest(index=index, document_ids=_ids(document_ids))
 
 
 def get_request(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -47,6 +48,9 @@ class Trace:
     """Table version that each shard had applied when it answered."""
     matching_counts: dict[int, int] = field(default_factory=dict)
     """Passages of each shard that match the filter; empty if there is none."""
+    holds_until_s: float = math.inf
+    """When the next passage of the shards that answered expires, in seconds since 1970: what was
+    found holds no longer."""
 
 
 def build_response(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from typing import Any
+from typing import Any, Final
 
 import grpc
 from shoal.broker.probe import Probe
@@ -16,9 +16,11 @@ from shoal.broker.writing import reach_writer
 from shoal.filters.fields import check_fields, field_messages
 from shoal.internal.v1.shard_pb2 import ShardState
 from shoal.internal.v1.writer_pb2 import (
+    CleanTableRequest,
     CreateTableRequest,
     DropTableRequest,
     DropTableResponse,
+    ListTablesRequest,
     UpdateTableRequest,
 )
 from shoal.rpc.arrays import MAX_DIMENSION
@@ -27,6 +29,8 @@ from shoal.rpc.errors import InvalidFieldError, ServiceError
 from shoal.rpc.index_goals import check_kind, check_recall_target, target_in_force
 from shoal.v1.errors_pb2 import Reason
 from shoal.v1.indexes_pb2 import (
+    CleanIndexRequest,
+    CleanIndexResponse,
     CreateIndexRequest,
     CreateIndexResponse,
     DescribeIndexRequest,
@@ -45,6 +49,10 @@ from shoal.v1.indexes_pb2_grpc import IndexServiceServicer
 from shoal.v1.search_pb2 import SearchKind
 
 _Context = grpc.aio.ServicerContext[Any, Any]
+
+# Most that the writer may take to say how many rows a table has.
+_ROWS_S: Final = 1.0
+_ROWS_SHARE: Final = 0.3
 
 
 class IndexesServer(VersionHandlers, IndexServiceServicer):
@@ -161,7 +169,6 @@ class IndexesServer(VersionHandlers, IndexServiceServicer):
         self, request: DescribeIndexRequest, context: _Context
     ) -> DescribeIndexResponse:
         """Describe an index and every replica of its shards."""
-        del context
         route = self._board.routes.index(request.name)
         states = self._probe.states(route)
         replicas = [
@@ -171,7 +178,37 @@ class IndexesServer(VersionHandlers, IndexServiceServicer):
             for shard in group.shards
         ]
         replicas.sort(key=lambda each: (each.shard, each.shard_server))
-        return DescribeIndexResponse(index=self._index(route), shards=replicas)
+        index = self._index(route)
+        await self._add_rows(index, Deadline.of(context))
+        return DescribeIndexResponse(index=index, shards=replicas)
+
+    async def CleanIndex(self, request: CleanIndexRequest, context: _Context) -> CleanIndexResponse:
+        """Have the writer clean an index's storage."""
+        check_index_name(request.name)
+        cleaning = CleanTableRequest(name=request.name)
+        response = await reach_writer(
+            self._writers,
+            lambda stub, budget_s: stub.CleanTable(cleaning, timeout=budget_s),
+            Deadline.of(context),
+        )
+        cleaned: CleanIndexResponse = response.cleaned
+        return cleaned
+
+    async def _add_rows(self, index: Index, deadline: Deadline) -> None:
+        """Add what the writer says of the table; without it the description is as good."""
+        patience = Deadline.after(min(_ROWS_S, _ROWS_SHARE * deadline.budget_s))
+        try:
+            response = await reach_writer(
+                self._writers,
+                lambda stub, budget_s: stub.ListTables(ListTablesRequest(), timeout=budget_s),
+                patience,
+            )
+        except ServiceError:
+            return
+        for entry in response.entries:
+            if entry.uid == index.uid:
+                index.row_count = entry.row_count
+                index.superseded_row_count = max(0, entry.row_count - index.passage_count)
 
     async def DropIndex(self, request: DropIndexRequest, context: _Context) -> DropIndexResponse:
         """Have the writer drop a table, and wait until nobody serves it."""

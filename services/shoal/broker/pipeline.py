@@ -5,6 +5,7 @@ The only module that awaits the stages: encode, search, merge, fetch, rerank, an
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -269,6 +270,14 @@ class Pipeline:
             for state, count in zip(answer.states, answer.candidates.matching_counts, strict=False)
         }
         trace.versions = {state.shard: state.table_version for _, state in states if state.ready}
+        trace.holds_until_s = min(
+            (
+                state.next_expiry.ToNanoseconds() / 1e9
+                for _, state in states
+                if state.HasField("next_expiry")
+            ),
+            default=math.inf,
+        )
         for server, state in states:
             if not state.ready:
                 message = f"shard {state.shard} on {server} is not ready: {state.message}"

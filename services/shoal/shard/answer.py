@@ -17,7 +17,7 @@ from shoal.internal.v1.shard_pb2 import (
     SearchShardsResponse,
     ShardState,
 )
-from shoal.rpc.arrays import UINT64, pack
+from shoal.rpc.arrays import FLOAT32, UINT32, UINT64, pack
 from shoal.rpc.errors import ServiceError
 from shoal.shard.field_columns import Condition
 from shoal.shard.fill import (
@@ -27,7 +27,7 @@ from shoal.shard.fill import (
     write_lists,
     write_references,
 )
-from shoal.shard.held import HeldLayout
+from shoal.shard.held import HeldLayout, write_next_expiry
 from shoal.shard.search import Ranking, Target, search
 from shoal.table.table import PassageTable
 from shoal.v1.errors_pb2 import Reason
@@ -175,6 +175,7 @@ def _states(
             state.table_version = view.cursor.version
             state.passage_count = view.passage_count
             state.document_count = view.document_count
+            write_next_expiry(view, state)
         yield state
 
 
@@ -194,12 +195,27 @@ def add_content(
     fills: Sequence[Fill.ValueType],
     wanted: set[int],
 ) -> None:
-    """Add title, text and metadata where they are wanted. Blocks."""
+    """Add title, text and metadata where they are wanted. Blocks.
+
+    A candidate whose row has left the table meanwhile is left out.
+    """
     content = read_content(table, wanted)
     for result, fill in zip(response.results, fills, strict=True):
         if fill == Fill.FILL_TEXT:
-            for row_id, hit in zip(_row_ids(result), result.hits, strict=True):
-                content.write(row_id, hit)
+            rows = zip(_row_ids(result), result.hits, strict=True)
+            kept = [at for at, (row_id, hit) in enumerate(rows) if content.write(row_id, hit)]
+            if len(kept) < len(result.hits):
+                _keep(result, kept)
+
+
+def _keep(result: CandidateList, places: Sequence[int]) -> None:
+    """Leave out all candidates but those at some places."""
+    for name, dtype in (("row_ids", UINT64), ("scores", FLOAT32), ("shards", UINT32)):
+        values = np.frombuffer(getattr(result, name), dtype=dtype)
+        setattr(result, name, values[list(places)].tobytes())
+    hits = [result.hits[at] for at in places]
+    del result.hits[:]
+    result.hits.extend(hits)
 
 
 def _row_ids(result: CandidateList) -> list[int]:
@@ -222,12 +238,12 @@ def fetch_passages(
                 found[at] = Hit()
                 references.write(number, found[at])
     places = sorted(found)
-    hits, rows = [found[at] for at in places], row_ids[np.array(places, dtype=np.intp)]
     if table is not None and found:
-        content = read_content(table, rows.tolist())
-        for row_id, hit in zip(rows.tolist(), hits, strict=True):
-            content.write(row_id, hit)
-    return FetchPassagesResponse(hits=hits, row_ids=pack(rows, UINT64))
+        content = read_content(table, row_ids[np.array(places, dtype=np.intp)].tolist())
+        # A row that has left the table since is as good as never found.
+        places = [at for at in places if content.write(int(row_ids[at]), found[at])]
+    rows = row_ids[np.array(places, dtype=np.intp)]
+    return FetchPassagesResponse(hits=[found[at] for at in places], row_ids=pack(rows, UINT64))
 
 
 def fetch_documents(

@@ -147,6 +147,7 @@ def encode(job: BuildJob, shard: int) -> None:
         document_count=main.directory.document_count(),
         passage_count=main.segment.count,
         table_version=main.cursor.version,
+        sequence=main.cursor.sequence,
         files=describe_files(at, folder),
     )
     EncodedShard(entry, expected_count, neighbours.scores, neighbours.row_ids).save(folder)

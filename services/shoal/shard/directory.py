@@ -1,6 +1,6 @@
 """Which passage is at a position, and where are the passages of a document?
 
-What a shard keeps of each passage beside its vector: about 100 bytes, of which the document's hash
+What a shard keeps of each passage beside its vector: about 110 bytes, of which the document's hash
 takes 32 and its id 28. Text, title and metadata stay in the table. A directory that was read from a
 segment's files lies in them, mapped: only what searches touch takes memory.
 """
@@ -17,12 +17,15 @@ from numpy.typing import NDArray
 from shoal.shard.field_columns import FieldColumns, TailColumns, gathered_fields
 from shoal.table import schema
 from shoal.table.slots import SLOT_COUNT
+from shoal.table.trimming import NEVER_US
 
 RECORD: Final = np.dtype(
     [
         ("row_id", "<u8"),
         # Microseconds since 1970, UTC.
         ("updated_us", "<i8"),
+        # From when on it is not to be found; NEVER_US if that is never.
+        ("expires_us", "<i8"),
         ("ordinal", "<u4"),
         ("span_start", "<u4"),
         ("span_end", "<u4"),
@@ -37,6 +40,7 @@ COLUMNS: Final = (
     schema.SPAN_END,
     schema.CONTENT_HASH,
     schema.UPDATED_AT,
+    schema.EXPIRES_AT,
 )
 _NO_POSITION: Final = -1
 
@@ -55,6 +59,8 @@ def records_of(rows: pa.Table) -> Records:
     records = np.empty(rows.num_rows, dtype=RECORD)
     records["row_id"] = rows.column(schema.ROW_ID).to_numpy()
     records["updated_us"] = rows.column(schema.UPDATED_AT).cast(pa.int64()).to_numpy()
+    expires = rows.column(schema.EXPIRES_AT).cast(pa.int64()).fill_null(NEVER_US)
+    records["expires_us"] = expires.to_numpy()
     records["ordinal"] = rows.column(schema.ORDINAL).to_numpy()
     records["span_start"] = rows.column(schema.SPAN_START).to_numpy()
     records["span_end"] = rows.column(schema.SPAN_END).to_numpy()
@@ -91,9 +97,17 @@ class Directory:
         self._sorted_hashes: NDArray[np.uint64] = held["sorted_hashes"]
         self._order: NDArray[np.uint32] = held["hash_order"]
         self._row_order: NDArray[np.uint32] | None = held.get("row_order")
+        # Positions of what expires, by when; None if nothing does.
+        self._expiry_order: NDArray[np.uint32] | None = held.get("expiry_order")
+        self._expiries_us: NDArray[np.int64] = (
+            np.empty(0, np.int64)
+            if self._expiry_order is None
+            else records["expires_us"][self._expiry_order]
+        )
         assert len(records) == len(ids) == len(self._sorted_hashes) == len(self._order)
         assert fields is None or len(fields) == len(records)
-        arrays = (records, ids, self._sorted_hashes, self._order, self._row_order)
+        orders = (self._order, self._row_order, self._expiry_order, self._expiries_us)
+        arrays = (records, ids, self._sorted_hashes, *orders)
         columns_bytes = 0 if fields is None else fields.memory_bytes
         self.memory_bytes: int = columns_bytes + sum(
             each.nbytes for each in arrays if each is not None
@@ -106,7 +120,8 @@ class Directory:
             "sorted_hashes": self._sorted_hashes,
             "hash_order": self._order,
         }
-        return kept if self._row_order is None else kept | {"row_order": self._row_order}
+        further = {"row_order": self._row_order, "expiry_order": self._expiry_order}
+        return kept | {name: each for name, each in further.items() if each is not None}
 
     @property
     def count(self) -> int:
@@ -153,6 +168,21 @@ class Directory:
         """Positions of row ids; -1 for those that are not here."""
         return find_rows(self.records["row_id"], row_ids, self._row_order)
 
+    def expiring(self, after_us: int, until_us: int) -> Positions:
+        """Positions of what expires later than `after_us`, and at `until_us` at the latest."""
+        if self._expiry_order is None:
+            return np.empty(0, dtype=np.int64)
+        first, end = np.searchsorted(self._expiries_us, (after_us, until_us), side="right")
+        return self._expiry_order[first:end].astype(np.int64)
+
+    def next_expiry_us(self, after_us: int) -> int:
+        """When the first expires of what expires later than `after_us`; NEVER_US if nothing does.
+
+        What expires then may be dead already.
+        """
+        at = int(np.searchsorted(self._expiries_us, after_us, side="right"))
+        return int(self._expiries_us[at]) if at < len(self._expiries_us) else NEVER_US
+
 
 def _sorted(records: Records, hashes: NDArray[np.uint64]) -> dict[str, NDArray[Any]]:
     order = np.argsort(hashes, kind="stable")
@@ -164,6 +194,11 @@ def _sorted(records: Records, hashes: NDArray[np.uint64]) -> dict[str, NDArray[A
     # Rows mostly come in the order of their ids; then no order needs to be kept.
     if len(row_ids) > 1 and not (row_ids[1:] > row_ids[:-1]).all():
         columns["row_order"] = np.argsort(row_ids).astype(np.uint32)
+    expires_us = records["expires_us"]
+    expiring = np.flatnonzero(expires_us != NEVER_US)
+    if len(expiring):
+        in_order = expiring[np.argsort(expires_us[expiring], kind="stable")]
+        columns["expiry_order"] = in_order.astype(np.uint32)
     return columns
 
 

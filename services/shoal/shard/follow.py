@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from shoal.shard.directory import COLUMNS
 from shoal.shard.held import HeldLayout, HeldShard, IndexPlan, LayoutId
-from shoal.shard.shard import Shard
+from shoal.shard.shard import Main, Shard
 from shoal.shard.upkeep import RETRY_S, Upkeep
 from shoal.table import schema
 from shoal.table.cursor import Cursor
@@ -46,11 +46,13 @@ class IndexFollower:
         patient: Executor,
         interval_s: float,
         on_progress: Callable[[], None],
+        now_us: Callable[[], int],
     ) -> None:
         """Start following.
 
         background: for what has to be done before anything can be searched. patient: for what is
-        done beside searches. on_progress: called in the follower's thread after each step.
+        done beside searches. on_progress: called in the follower's thread after each step. now_us:
+        microseconds since 1970, for what expires.
         """
         self.table_uri = plan.table_uri
         self.dimension = plan.dimension
@@ -59,6 +61,7 @@ class IndexFollower:
         self.table: PassageTable | None = None
         self._upkeep, self._background, self._patient = upkeep, background, patient
         self._interval_s, self._on_progress = interval_s, on_progress
+        self._now_us = now_us
         self._stopping = False
         self._poked = threading.Event()
         self.follow(plan)
@@ -120,18 +123,36 @@ class IndexFollower:
     def _step(self, table: PassageTable) -> None:
         """Bring every loaded shard to the table's latest version."""
         table.refresh()
+        now_us = self._now_us()
         groups: dict[Cursor, list[_Member]] = {}
         for layout, held in self._held():
             if (shard := held.shard) is not None:
-                groups.setdefault(shard.view.cursor, []).append((layout, held, shard))
-        for cursor, members in groups.items():
-            if cursor.version == table.version:
+                # So that counts are right where nobody searches.
+                cursor = shard.present(now_us).cursor
+                groups.setdefault(cursor, []).append((layout, held, shard))
+        for cursor, each in groups.items():
+            members = self._not_left_behind(table, cursor, each)
+            if not members or cursor.version == table.version:
                 _mark_ready(members)
                 continue
             rows, reached = _changes(table, cursor, members)
             for layout, held, shard in members:
                 self._apply(layout, held, shard, rows, reached)
             _mark_ready(members)
+
+    def _not_left_behind(
+        self, table: PassageTable, cursor: Cursor, members: Sequence[_Member]
+    ) -> list[_Member]:
+        """Have those made anew that may lack deletions which the table has forgotten."""
+        trimmed = table.trimmed
+        kept = []
+        for layout, held, shard in members:
+            if trimmed.passed(cursor.sequence, slot_range(held.number, layout.id.shard_count)):
+                _log.info("%s, shard %d is behind what is trimmed", layout.id, held.number)
+                held.fail("the table has forgotten deletions that it lacks", float("-inf"))
+            else:
+                kept.append((layout, held, shard))
+        return kept
 
     def _apply(
         self,
@@ -171,12 +192,23 @@ class IndexFollower:
             for held in idle:
                 if held.shard is None:
                     continue
-                if held.shard.fold_due:
+                outdated = self._outdated(layout, held, held.shard.view.main)
+                if held.shard.fold_due(outdated=outdated):
                     held.busy = True
                     self._patient.submit(self._upkeep.fold, layout, held)
-                elif self._upkeep.save_due(held):
+                elif self._upkeep.save_due(held, at_once=self._outdated(layout, held, held.saved)):
                     held.busy = True
                     self._patient.submit(self._upkeep.save, layout, held)
+
+    def _outdated(self, layout: HeldLayout, held: HeldShard, main: Main | None) -> bool:
+        """True if a main segment, stored, would be refused: deletions that it lacks are trimmed.
+
+        What is purged is among them, so that it has to leave the disk.
+        """
+        if main is None or self.table is None or self._upkeep.snapshots(layout) is None:
+            return False
+        slots = slot_range(held.number, layout.id.shard_count)
+        return self.table.trimmed.passed(main.cursor.sequence, slots)
 
     def _load(self, layout: HeldLayout, missing: Sequence[HeldShard]) -> None:
         # It may have waited in the queue for so long that it is not wanted any more.

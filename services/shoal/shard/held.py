@@ -15,7 +15,9 @@ from typing import Final
 
 from shoal.internal.v1.shard_pb2 import LayoutKey, ShardState
 from shoal.shard.codes import Codebook
-from shoal.shard.shard import Main, Shard
+from shoal.shard.fill import write_time
+from shoal.shard.shard import Main, Shard, View
+from shoal.table.trimming import NEVER_US
 
 _LOADING: Final = "it is being loaded"
 
@@ -127,4 +129,12 @@ class HeldLayout:
         state.kind = view.main.segment.kind
         state.tail_count = view.tail_live.live_count
         state.memory_bytes = view.memory_bytes
+        write_next_expiry(view, state)
         return state
+
+
+def write_next_expiry(view: View, state: ShardState) -> None:
+    """Write until when a view holds into a shard's state."""
+    state.ClearField("next_expiry")
+    if view.next_expiry_us < NEVER_US:
+        write_time(view.next_expiry_us, state.next_expiry)

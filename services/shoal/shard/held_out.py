@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from shoal.shard.codes import write_synced
 from shoal.shard.kernel import faiss
+from shoal.table.manifest import HELD_OUT
 
-FILE_NAME: Final = "held-out.npz"
+FILE_NAME: Final = HELD_OUT
 # Neighbours that are kept of each query: more than are asked for, as copies of a document tie.
 _KEPT: Final = 64
 # Rows that are compared at once: FAISS compares large blocks faster than small ones.

@@ -71,9 +71,17 @@ class Holdings:
     """All shards of this server, and the threads that look after them."""
 
     def __init__(
-        self, settings: ShardSettings, instance_id: str, on_progress: Callable[[], None]
+        self,
+        settings: ShardSettings,
+        instance_id: str,
+        on_progress: Callable[[], None],
+        now_us: Callable[[], int],
     ) -> None:
-        """on_progress: called, in any thread, when shards have moved on."""
+        """on_progress: called, in any thread, when shards have moved on.
+
+        now_us: microseconds since 1970.
+        """
+        self._now_us = now_us
         self._settings, self._instance_id = settings, instance_id
         self._on_progress = on_progress
         self._upkeep = Upkeep(settings)
@@ -101,6 +109,7 @@ class Holdings:
                     patient=self._patient,
                     interval_s=self._settings.follow_interval_s,
                     on_progress=self._on_progress,
+                    now_us=self._now_us,
                 )
         if not self._swept and self._settings.snapshot_dir is not None:
             self._swept = True

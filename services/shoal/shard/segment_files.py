@@ -4,7 +4,7 @@
                 kinds with lists: lists.bin (packed codes and ids), list_sizes.npy, maybe wide.npy
                 hnsw: graph.faiss
     directory   records.npy, ids.arrow, sorted_hashes.npy, hash_order.npy, maybe row_order.npy
-                and, of declared metadata, fields.arrow
+                and expiry_order.npy; of declared metadata, fields.arrow
 
 All can be mapped: a shard that was read costs no memory until it is searched, and then the parts
 that searches touch, which the system may take back. Coded segments are written by their kind
@@ -27,7 +27,7 @@ from shoal.shard.segment_folder import FolderReader, FolderWriter, SegmentDamage
 _IDS: Final = "ids.arrow"
 _FIELDS: Final = "fields.arrow"
 _EXACT: Final = "exact"
-_DIRECTORY_COLUMNS: Final = ("sorted_hashes", "hash_order", "row_order")
+_DIRECTORY_COLUMNS: Final = ("sorted_hashes", "hash_order", "row_order", "expiry_order")
 
 
 def kind_name(segment: Segment) -> str:

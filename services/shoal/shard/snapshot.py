@@ -40,7 +40,8 @@ from shoal.table.cursor import Cursor
 
 _log = logging.getLogger(__name__)
 
-FORMAT: Final = 2
+# 3: passages expire.
+FORMAT: Final = 3
 _NAME: Final = re.compile(r"shard-(\d{4})\.(\d{6,})")
 _LAYOUT: Final = re.compile(r"v(\d+)-of-(\d+)")
 

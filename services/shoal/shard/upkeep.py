@@ -145,12 +145,16 @@ class Upkeep:
         finally:
             held.busy = False
 
-    def save_due(self, held: HeldShard) -> bool:
-        """True if there is a main segment to save, and the last snapshot is old enough."""
+    def save_due(self, held: HeldShard, *, at_once: bool = False) -> bool:
+        """True if there is a main segment to save, and the last snapshot is old enough.
+
+        at_once: however old that is.
+        """
         if self._settings.snapshot_dir is None or held.shard is None:
             return False
         fresh = held.shard.view.main is not held.saved
-        return fresh and self.clock() - held.saved_s >= self._settings.snapshot_interval_s
+        interval_s = 0.0 if at_once else self._settings.snapshot_interval_s
+        return fresh and self.clock() - held.saved_s >= interval_s
 
     def save(self, layout: HeldLayout, held: HeldShard) -> None:
         """Save the main segment."""

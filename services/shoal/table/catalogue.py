@@ -33,6 +33,8 @@ from shoal.table.errors import (
     storage_errors,
 )
 from shoal.table.manifest import write_failure
+from shoal.table.trimming import Trimmed
+from shoal.table.version_files import drop_outdated
 from shoal.table.versions import VersionRecord
 from shoal.v1.search_pb2 import SearchKind
 
@@ -233,6 +235,22 @@ class Catalogue:
                 write_failure(folder, uid, ended.number, ended.message)
                 failed = self._replace(failed)
             return failed
+
+    def drop_outdated(self, uid: str, trimmed: Trimmed, *, held_out: bool) -> int:
+        """Remove what nobody may load from the folders of an index's versions; returns bytes.
+
+        See `shoal.table.version_files`. Raises IndexNotFoundError, StorageFullError.
+        """
+        with self._guard, storage_errors(str(self.root)):
+            entry = self._by_uid(uid)
+            self._sweep_versions(entry)
+            return sum(
+                drop_outdated(
+                    Path(self.version_uri(entry, each.number)), trimmed, held_out=held_out
+                )
+                for each in entry.versions
+                if each.state == "ready"
+            )
 
     def _remove_version(self, entry: IndexEntry, number: int) -> None:
         folder = Path(self.version_uri(entry, number))

@@ -38,6 +38,8 @@ class DocumentRows:
     passages: Sequence[PassageSpan]
     # Unit vectors: float32 [passages, dimension].
     vectors: NDArray[np.float32]
+    # Microseconds since 1970, UTC; None means never.
+    expires_at_us: int | None = None
     # One for each declared field, None where the document does not have it.
     values: Sequence[Value] = ()
 
@@ -75,7 +77,7 @@ def build_batch(
         slot = slot_of(operation.document_id)
         if isinstance(operation, Tombstone):
             _append(
-                appenders, (sequence, operation.document_id, 0, slot, True, *(None,) * 7, *absent)
+                appenders, (sequence, operation.document_id, 0, slot, True, *(None,) * 8, *absent)
             )
             vectors.append(None)
             continue
@@ -95,6 +97,7 @@ def build_batch(
                 operation.metadata,
                 operation.content_hash,
                 operation.created_at_us,
+                operation.expires_at_us,
                 *operation.values,
             )
             _append(appenders, row)

@@ -13,7 +13,8 @@ import pyarrow as pa
 from shoal.filters.fields import Field, arrow_type, kind_of
 
 # Rises when a column changes its meaning; tables of a newer version are refused.
-SCHEMA_VERSION: Final = 1
+# Version 2: documents expire, and deletions are forgotten (TRIMMED_KEY).
+SCHEMA_VERSION: Final = 2
 SCHEMA_VERSION_KEY: Final = b"shoal.schema_version"
 
 # Rises with every operation on a document. All rows of one operation share it.
@@ -39,6 +40,8 @@ CREATED_AT: Final = "created_at"
 UPDATED_AT: Final = "updated_at"
 # Unit length.
 VECTOR: Final = "vector"
+# From when on the document is not to be found; null means never. The same in all its rows.
+EXPIRES_AT: Final = "expires_at"
 
 # A declared field of the metadata, by its name. Null where a document does not have it.
 FIELD_PREFIX: Final = "field_"
@@ -57,9 +60,13 @@ DIRECTORY_COLUMNS: Final = (
     SPAN_END,
     CONTENT_HASH,
     UPDATED_AT,
+    EXPIRES_AT,
 )
 # What is read from the table when a passage is shown.
 CONTENT_COLUMNS: Final = (TITLE, TEXT, METADATA)
+
+# Key of the table's configuration: how far deletions are forgotten (shoal.table.trimming).
+TRIMMED_KEY: Final = "shoal.trimmed"
 
 TIMESTAMP: Final = pa.timestamp("us", tz="UTC")
 CONTENT_HASH_BYTES: Final = 32
@@ -98,6 +105,7 @@ def table_schema(dimension: int, fields: Sequence[Field] = ()) -> pa.Schema:
             pa.field(CREATED_AT, TIMESTAMP),
             pa.field(UPDATED_AT, TIMESTAMP, nullable=False),
             pa.field(VECTOR, pa.list_(pa.float32(), dimension)),
+            pa.field(EXPIRES_AT, TIMESTAMP),
             *(pa.field(field_column(each), arrow_type(each.kind)) for each in fields),
         ],
         metadata={SCHEMA_VERSION_KEY: str(SCHEMA_VERSION).encode()},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -183,6 +183,35 @@ class Indexes:
         """Take a version out, and remove its files. Raises what `versions.drop` does."""
         uid = self.get(name).entry.uid
         return await self._change_versions(uid, lambda entry: versions.drop(entry, number))
+
+    async def retire_versions(self, uid: str, serving: Set[int]) -> list[int]:
+        """Drop versions beyond those that are kept, with their files; returns their numbers.
+
+        serving: versions that answer searches. Raises IndexNotFoundError, StorageFullError.
+        """
+        gone: list[int] = []
+
+        def change(entry: IndexEntry) -> IndexEntry:
+            retired = versions.retire(entry, self._settings.keep_index_versions, serving)
+            left = {each.number for each in retired.versions}
+            gone.extend(each.number for each in entry.versions if each.number not in left)
+            return retired
+
+        await self._change_versions(uid, change)
+        return gone
+
+    async def drop_outdated(self, index: OpenIndex, *, held_out: bool) -> int:
+        """Remove segments of versions that lack forgotten deletions; returns bytes.
+
+        Raises IndexNotFoundError, StorageFullError.
+        """
+        async with self._changing:
+            return await self._in_thread(
+                self._held.drop_outdated,
+                index.entry.uid,
+                index.table.trimmed,
+                held_out=held_out,
+            )
 
     async def _change_versions(self, uid: str, change: versions.Change) -> OpenIndex:
         async with self._changing:

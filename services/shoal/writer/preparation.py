@@ -147,6 +147,7 @@ def _rows_of(prepared: PreparedDocument, vectors: NDArray[np.float32], now_us: i
         created_at_us=now_us if created_at_us is None else created_at_us,
         passages=prepared.passages,
         vectors=vectors,
+        expires_at_us=document.expires_at_us,
         values=document.values,
     )
 

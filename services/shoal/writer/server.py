@@ -40,14 +40,11 @@ from shoal.v1.errors_pb2 import Reason
 from shoal.writer.config import WriterSettings
 from shoal.writer.encoders import EncoderPool
 from shoal.writer.indexes import Indexes, describe_index
+from shoal.writer.storage import StorageKeeper
+from shoal.writer.storage_server import StorageHandlers, check_ids
 from shoal.writer.stream import STREAM_BUDGET_S, UpsertStream, WriterParts
 from shoal.writer.tokens import load_measure
-from shoal.writer.validation import (
-    MAX_REMOVED_IDS,
-    MAX_REQUEST_ID_BYTES,
-    check_document_id,
-    check_index_name,
-)
+from shoal.writer.validation import MAX_REQUEST_ID_BYTES, check_index_name
 from shoal.writer.versions_server import VersionHandlers
 
 _log = logging.getLogger(__name__)
@@ -58,7 +55,7 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 _RETRY_DELAY_S = 1.0
 
 
-class WriterService(VersionHandlers, WriterServiceServicer):
+class WriterService(VersionHandlers, StorageHandlers, WriterServiceServicer):
     """The writer as a service: its handlers check, call, and let errors through."""
 
     def __init__(
@@ -69,6 +66,7 @@ class WriterService(VersionHandlers, WriterServiceServicer):
         self._settings = settings
         self._follower = TopologyFollower(instance_id, follow=self._follow)
         self._indexes = Indexes(settings)
+        self._keeper = StorageKeeper(settings, self._indexes, self._serving_versions)
         self._encoders = EncoderPool(settings)
         self._executor = ThreadPoolExecutor(settings.prepare_threads, thread_name_prefix="prepare")
         self._draining = asyncio.Event()
@@ -94,6 +92,7 @@ class WriterService(VersionHandlers, WriterServiceServicer):
         """Take the data root, and open every table."""
         measure = await asyncio.to_thread(load_measure, self._settings.tokenizer)
         await self._indexes.start()
+        self._keeper.start()
         if self._first_topology is not None:
             self._follower.accept(self._first_topology)
         self._parts = WriterParts(
@@ -108,6 +107,7 @@ class WriterService(VersionHandlers, WriterServiceServicer):
 
     async def stop(self) -> None:
         """Finish all commits, and let go of the data root."""
+        await self._keeper.stop()
         await self._indexes.close()
         await self._encoders.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
@@ -142,12 +142,7 @@ class WriterService(VersionHandlers, WriterServiceServicer):
         del context
         self._refuse_while_draining()
         check_index_name(request.index, "index")
-        if not 1 <= len(request.document_ids) <= MAX_REMOVED_IDS:
-            raise InvalidFieldError(
-                "document_ids", f"holds {len(request.document_ids)}; must be 1 to {MAX_REMOVED_IDS}"
-            )
-        for position, document_id in enumerate(request.document_ids):
-            check_document_id(document_id, f"document_ids[{position}]")
+        check_ids(request.document_ids)
         index = self._indexes.get(request.index)
         tombstones = [Tombstone(each) for each in dict.fromkeys(request.document_ids)]
         version = await index.committer.submit(tombstones)

@@ -48,6 +48,8 @@ class ValidDocument:
     content_hash: bytes
     # Microseconds since 1970, UTC; None means the time of the write.
     created_at_us: int | None
+    # Microseconds since 1970, UTC; None means never.
+    expires_at_us: int | None
     # Unit length, float32 [1, dimension]; None if it is to be encoded.
     vector: NDArray[np.float32] | None
     # One for each declared field, None where it has none.
@@ -73,7 +75,12 @@ def check_document(
         text=document.text,
         metadata=metadata,
         content_hash=content_hash(document.title, document.text),
-        created_at_us=None if created is None else _microseconds(created),
+        created_at_us=None if created is None else _microseconds(created, "create_time"),
+        expires_at_us=(
+            _microseconds(document.expires_at, "expires_at")
+            if document.HasField("expires_at")
+            else None
+        ),
         vector=_vector(document, dimension),
         values=values,
     )
@@ -132,9 +139,9 @@ def _metadata_json(metadata: Struct) -> tuple[dict[str, Any], str]:
     return plain, text
 
 
-def _microseconds(time: Timestamp) -> int:
+def _microseconds(time: Timestamp, field: str) -> int:
     if not (_MIN_SECONDS <= time.seconds <= _MAX_SECONDS and 0 <= time.nanos < 10**9):
-        raise InvalidFieldError("document.create_time", "lies outside the years 1 to 9999")
+        raise InvalidFieldError(f"document.{field}", "lies outside the years 1 to 9999")
     return time.seconds * 1_000_000 + time.nanos // 1000
 
 
