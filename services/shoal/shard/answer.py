@@ -85,6 +85,7 @@ class Searching:
             queries,
             block.top_k,
             shard_count=self.layout.id.shard_count,
+            effort=self.layout.effort,
         )
         return Found(block, ranking, failures)
 

@@ -95,6 +95,17 @@ class OperatingPoint(BaseModel):
     recall: float
     """Recall at `top_k` that they reached on held-out vectors, 0 to 1."""
 
+    def harder(self, effort: float, list_count: int) -> OperatingPoint:
+        """Give parameters that cost so many times as much, as far as there are lists.
+
+        effort: at least 1. `candidate_count` bounds what comes of the refine factor.
+        """
+        if effort == 1.0:
+            return self
+        nprobe = min(list_count, math.ceil(self.nprobe * effort))
+        refine_factor = math.ceil(self.refine_factor * effort)
+        return self.model_copy(update={"nprobe": nprobe, "refine_factor": refine_factor})
+
     def candidate_count(self, growth: float = 1.0) -> int:
         """How many candidates are scored again.
 

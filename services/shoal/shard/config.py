@@ -31,6 +31,25 @@ class ShardSettings(BaseModel):
     """Passages in a shard's live tail from which it is folded into the main segment. A search pays
     about 25 ns for each of them and query; a fold costs about 50 ms for 100,000 passages."""
 
+    recall_sample_share: float = Field(default=0.01, ge=0, le=1)
+    """Part of the live queries of a trained index that are kept, to be searched exactly later; the
+    first ones are all kept, until the window is full. 1 in 100: at 100 queries a second the window
+    is of the last four minutes. To keep one costs a microsecond. 0: recall is not watched."""
+    recall_window: int = Field(default=256, ge=64, le=4096)
+    """Queries that recall is measured with, the newest that were kept: 256 tell recall apart by
+    about 0.01, and take 0.4 MB at 384 numbers a vector."""
+    recall_interval_s: float = Field(default=60.0, ge=0)
+    """Least seconds between two checks of one layout: drift is slower than that."""
+    recall_core_share: float = Field(default=0.02, gt=0, le=1)
+    """Part of one core's time that checks take of all indexes together, over time. A check is one
+    thread of the lowest priority that reads all vectors of the index, about 5 s for a million of
+    384 numbers and 256 queries; it then rests for 50 times as long. It takes about 100 MiB, and a
+    main segment that is folded meanwhile stays in memory until its end."""
+    max_search_effort: float = Field(default=8.0, ge=1, le=16)
+    """Most times as hard as measured that an index is searched whose recall falls below its target.
+    A search then costs up to so many times as much: an index that needs more needs a new version.
+    1: it is never searched harder, and an alert says that it falls short."""
+
     snapshot_dir: Path | None = None
     """Folder of this instance alone, for its segments, so that a restart maps them and reads what
     changed since. None: a restart builds from the table, and segments are held in memory."""

@@ -57,11 +57,16 @@ class _Search:
     """One search of a block of queries; collects what each target finds."""
 
     def __init__(
-        self, targets: Sequence[Target], shard_count: int, queries: Vectors, top_k: int
+        self,
+        targets: Sequence[Target],
+        shard_count: int,
+        queries: Vectors,
+        top_k: int,
+        effort: float,
     ) -> None:
         self.targets, self.shard_count = targets, shard_count
         self.queries = queries
-        self.top_k = top_k
+        self.top_k, self.effort = top_k, effort
         self.failures: dict[int, str] = {}
 
     def guarded(self, target: Target, work: Callable[[], Any]) -> Any:
@@ -96,7 +101,9 @@ class _Search:
 
     def coded(self, codebook: Codebook) -> list[_Block]:
         """Search the inverted lists of all targets, and score the likeliest candidates again."""
-        point = codebook.manifest.point_for(self.top_k)
+        point = codebook.manifest.point_for(self.top_k).harder(
+            self.effort, codebook.manifest.list_count
+        )
         count = point.candidate_count(self._growth(codebook))
         assignment = codebook.assign(self.queries, point.nprobe)
         blocks = []
@@ -179,13 +186,15 @@ def search(
     top_k: int,
     *,
     shard_count: int,
+    effort: float = 1.0,
 ) -> tuple[Ranking, dict[int, str]]:
     """Find the best `top_k` of each query, float32 [n, dimension], in all targets together.
 
     codebook: of the layout; None if it is searched exactly. shard_count: of the layout, of which
-    the targets may be a part. Returns also what failed, by shard.
+    the targets may be a part. effort: times as hard as the codebook's measured parameters. Returns
+    also what failed, by shard.
     """
-    running = _Search(targets, shard_count, queries, top_k)
+    running = _Search(targets, shard_count, queries, top_k, effort)
     blocks = running.exact()
     if codebook is not None:
         blocks += running.coded(codebook)

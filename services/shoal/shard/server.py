@@ -137,6 +137,8 @@ class ShardService(ShardServiceServicer):
                     *(self._search(partial(searched.run, block), deadline) for block in blocks)
                 )
                 response = await self._search(partial(respond, found=found), deadline)
+            if layout.live is not None:
+                layout.live.window.offer(queries, request.top_k)
             wanted = answer.rows_wanted(response, request.fill)
             if wanted:
                 table = _table(follower)
