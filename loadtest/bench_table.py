@@ -31,7 +31,13 @@ def ensure_table(vectors: Vectors) -> Path:
             f"{folder} was left half-written by an interrupted run: remove {vectors.folder} and "
             "start again"
         )
-    table = PassageTable.create(str(folder), vectors.chosen.dimension)
+    fill_table(PassageTable.create(str(folder), vectors.chosen.dimension), vectors)
+    done.touch()
+    return folder
+
+
+def fill_table(table: PassageTable, vectors: Vectors) -> None:
+    """Write all vectors of a set to an empty table that nobody else writes."""
     now_us = time.time_ns() // 1000
     for start in range(0, len(vectors.rows), _COMMIT_ROWS):
         block = np.ascontiguousarray(vectors.rows[start : start + _COMMIT_ROWS])
@@ -47,8 +53,6 @@ def ensure_table(vectors: Vectors) -> Path:
                 dimension=vectors.chosen.dimension,
             )
         )
-    done.touch()
-    return folder
 
 
 def _document(row: int, vector: np.ndarray, now_us: int) -> DocumentRows:

@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from shoal.shard.codes import Codebook
 from shoal.shard.held_out import HeldOut, Neighbours
-from shoal.shard.live_recall import MAX_TOP_K, Outcome, SampledQuery
+from shoal.shard.live_recall import Outcome, SampledQuery
 from shoal.shard.search import Target, search
 from shoal.table import schema
 from shoal.table.slots import slot_range
@@ -52,7 +52,7 @@ class Sample:
 def true_neighbours(
     table: PassageTable, sample: Sample, goes_on: Callable[[], bool]
 ) -> Neighbours | None:
-    """Search all live passages exactly. Blocks: about 5 s of a core for a million and 256 queries.
+    """Search all live passages exactly. Blocks: about 10 s of a core for a million and 256 queries.
 
     goes_on: asked every few milliseconds; None is returned once it says no. About 100 MiB go to
     what is read ahead.
@@ -60,7 +60,8 @@ def true_neighbours(
     bounds = [slot_range(each.shard, sample.shard_count) for each in sample.targets]
     slots = (min(first for first, _ in bounds), max(end for _, end in bounds))
     nobody = np.empty(0, dtype=np.uint64)
-    truth = Neighbours(HeldOut(sample.vectors, nobody), kept=MAX_TOP_K + _TIES)
+    kept = max(each.top_k for each in sample.queries) + _TIES
+    truth = Neighbours(HeldOut(sample.vectors, nobody), kept=kept)
     for batch in table.scan((), slots=slots, with_vectors=True):
         if not goes_on():
             return None
