@@ -43,6 +43,18 @@ def ensure_table(
             "start again"
         )
     table = PassageTable.create(str(folder), vectors.chosen.dimension, fields)
+    fill_table(table, vectors, fields, values_of)
+    done.touch()
+    return folder
+
+
+def fill_table(
+    table: PassageTable,
+    vectors: Vectors,
+    fields: Sequence[Field] = (),
+    values_of: Callable[[int], Sequence[Value]] = lambda row: (),
+) -> None:
+    """Write all vectors of a set to an empty table that nobody else writes."""
     now_us = time.time_ns() // 1000
     for start in range(0, len(vectors.rows), _COMMIT_ROWS):
         block = np.ascontiguousarray(vectors.rows[start : start + _COMMIT_ROWS])
@@ -59,8 +71,6 @@ def ensure_table(
                 fields=fields,
             )
         )
-    done.touch()
-    return folder
 
 
 def _document(

@@ -52,6 +52,7 @@ class Broker(
         self.lag = 0
         self.writer_is_away = False
         self.kind = search_pb2.SEARCH_KIND_EXACT
+        self.effort = 1.0
         # What ListIndexVersions says of every index: an answer a call, the last one for ever.
         self.builds = [self.listed((1, "READY"), (2, "READY"), serving=2, previous=1)]
         # Ranking that every search gets, by text: for judging.
@@ -79,6 +80,8 @@ class Broker(
             shard_count=self.shards.get(name, 2),
         )
         index.create_time.FromSeconds(MADE_AT)
+        if self.kind != search_pb2.SEARCH_KIND_EXACT:
+            index.live_recall, index.search_effort = 0.9618, self.effort
         return index
 
     # Indexes
@@ -110,6 +113,8 @@ class Broker(
                 tail_count=3,
                 memory_bytes=1_500_000,
                 ready=True,
+                recall=0.961 if index.HasField("live_recall") else None,
+                recall_queries=256 if index.HasField("live_recall") else 0,
             )
             for shard in range(2)
         ]

@@ -29,8 +29,11 @@ app.command("promote")(versions.promote)
 app.command("rollback")(versions.rollback)
 app.command("drop-version")(versions.drop_version)
 
-COLUMNS = ("index", "state", "documents", "passages", "shards", "search", "table version", "model")
-NUMBERS = ("documents", "passages", "shards", "table version")
+COLUMNS = (
+    *("index", "state", "documents", "passages", "shards", "search", "recall"),
+    *("table version", "model"),
+)
+NUMBERS = ("documents", "passages", "shards", "recall", "table version")
 
 
 @app.command()
@@ -169,6 +172,7 @@ def print_indexes(indexes: list[Index]) -> None:
             f"{each.passage_count:,}",
             each.shard_count,
             enum_name(SearchKind.DESCRIPTOR, each.kind),
+            f"{each.live_recall:.3f}" if each.HasField("live_recall") else "",
             each.table_version,
             each.encoder_model,
         )
@@ -213,6 +217,8 @@ def _print_description(found: DescribeIndexResponse) -> None:
             f"({share:.0%}) replaced, deleted or expired",
             "dim",
         )
+    if index.search_effort:
+        say(_live_line(index, found), "yellow" if index.search_effort > 1 else "dim")
     say("")
     rows = [
         (
@@ -225,12 +231,25 @@ def _print_description(found: DescribeIndexResponse) -> None:
             f"{each.tail_count:,}",
             each.table_version,
             f"{each.memory_bytes / 1e6:.1f}",
+            f"{each.recall:.3f}" if each.HasField("recall") else "",
         )
         for each in found.shards
     ]
     columns = ("shard", "server", "ready", "documents", "passages", "search")
-    counts = ("in the tail", "table version", "MB")
+    counts = ("in the tail", "table version", "MB", "recall")
     print_table((*columns, *counts), rows, numbers=("shard", "documents", "passages", *counts))
+
+
+def _live_line(index: Index, found: DescribeIndexResponse) -> str:
+    effort = (
+        "searched as it was measured"
+        if index.search_effort <= 1
+        else f"searched {index.search_effort:g} times as hard as it was measured"
+    )
+    if not index.HasField("live_recall"):
+        return f"too few live queries to tell their recall; {effort}"
+    count = max(each.recall_queries for each in found.shards)
+    return f"recall of the last {count} live queries {index.live_recall:.3f}; {effort}"
 
 
 @app.command()

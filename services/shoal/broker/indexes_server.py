@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterable
 from typing import Any, Final
 
 import grpc
@@ -250,7 +251,8 @@ class IndexesServer(VersionHandlers, IndexServiceServicer):
 
     def _index(self, route: IndexRoute) -> Index:
         ready: dict[int, ShardState] = {}
-        for (_, shard), state in self._probe.states(route).items():
+        states = self._probe.states(route)
+        for (_, shard), state in states.items():
             if state.ready and state.table_version >= ready.get(shard, state).table_version:
                 ready[shard] = state
         state_value = IndexState.INDEX_STATE_READY
@@ -275,6 +277,8 @@ class IndexesServer(VersionHandlers, IndexServiceServicer):
             standby_version=route.standby_version,
             recall_target=target_in_force(route.recall_target),
             declared_kind=SearchKind.ValueType(route.declared_kind),
+            live_recall=_live_recall(states.values()),
+            search_effort=max((each.search_effort for each in states.values()), default=0),
         )
 
 
@@ -284,6 +288,15 @@ def _common_kind(kinds: set[SearchKind.ValueType]) -> SearchKind.ValueType:
         return next(iter(kinds))
     exact = SearchKind.SEARCH_KIND_EXACT
     return exact if exact in kinds else SearchKind.SEARCH_KIND_UNSPECIFIED
+
+
+def _live_recall(states: Iterable[ShardState]) -> float | None:
+    """Recall over all replicas of all shards, by the queries that each was measured with."""
+    known = [each for each in states if each.ready and each.HasField("recall")]
+    count = sum(each.recall_query_count for each in known)
+    if not count:
+        return None
+    return sum(each.recall * each.recall_query_count for each in known) / count
 
 
 def _replica(server: str, shard: int, state: ShardState | None) -> ShardReplica:
@@ -299,4 +312,6 @@ def _replica(server: str, shard: int, state: ShardState | None) -> ShardReplica:
         tail_count=state.tail_count,
         memory_bytes=state.memory_bytes,
         ready=state.ready,
+        recall=state.recall if state.HasField("recall") else None,
+        recall_queries=state.recall_query_count,
     )

@@ -86,6 +86,15 @@ class Searching:
                 blocks.append(Block(tuple(chosen), top_k, self.conditions[chosen[0]]))
         return blocks
 
+    def offer_to(self, window: QueryWindow) -> None:
+        """Have queries checked later on: those without a filter, whose truth is that of all."""
+        if not any(self.conditions):
+            window.offer(self.queries, self.top_ks)
+            return
+        plain = [at for at, condition in enumerate(self.conditions) if condition is None]
+        if plain:
+            window.offer(self.queries[plain], [self.top_ks[at] for at in plain])
+
     def run(self, block: Block) -> Found:
         """Search one block."""
         queries = self.queries
@@ -98,6 +107,7 @@ class Searching:
             queries,
             block.top_k,
             shard_count=self.layout.id.shard_count,
+            effort=self.layout.effort,
         )
         counts = {each.shard: each.view.passage_count for each in targets}
         matching_counts = {} if block.condition is None else counts

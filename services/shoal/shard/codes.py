@@ -91,6 +91,23 @@ class OperatingPoint(BaseModel):
     recall: float
     """Recall at `top_k` that they reached on held-out vectors, 0 to 1."""
 
+    def harder(self, effort: float, list_count: int) -> OperatingPoint:
+        """Give parameters that cost so many times as much, as far as there are lists.
+
+        effort: at least 1. `candidate_count` bounds what comes of the refine factor.
+        """
+        if effort == 1.0:
+            return self
+        scaled = {
+            "nprobe": max(1, min(list_count, math.ceil(self.nprobe * effort))),
+            # 1: the first scores are final.
+            "refine_factor": self.refine_factor
+            if self.refine_factor == 1
+            else math.ceil(self.refine_factor * effort),
+            "ef_search": math.ceil(self.ef_search * effort),
+        }
+        return self.model_copy(update=scaled)
+
     def candidate_count(self, growth: float = 1.0) -> int:
         """How many candidates are scored again.
 
@@ -137,6 +154,13 @@ class Manifest(BaseModel):
     def recall_at_10(self) -> float:
         """Recall at 10 that was measured."""
         return self.operating_points[0].recall
+
+    def harder(self, effort: float) -> Manifest:
+        """Give the same with search parameters that cost so many times as much. effort: from 1."""
+        if effort == 1.0:
+            return self
+        points = tuple(each.harder(effort, self.list_count) for each in self.operating_points)
+        return self.model_copy(update={"operating_points": points})
 
     def point_for(self, top_k: int) -> OperatingPoint:
         """Choose the search parameters for so many results."""

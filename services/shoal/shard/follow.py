@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 from shoal.shard.directory import COLUMNS
 from shoal.shard.held import HeldLayout, HeldShard, IndexPlan, LayoutId
+from shoal.shard.recall_watch import RecallWatch
 from shoal.shard.shard import Main, Shard
 from shoal.shard.upkeep import RETRY_S, Upkeep
 from shoal.table import schema
@@ -42,8 +43,10 @@ class IndexFollower:
         plan: IndexPlan,
         *,
         upkeep: Upkeep,
+        recall_watch: RecallWatch,
         background: Executor,
         patient: Executor,
+        checking: Executor,
         interval_s: float,
         on_progress: Callable[[], None],
         now_us: Callable[[], int],
@@ -51,15 +54,16 @@ class IndexFollower:
         """Start following.
 
         background: for what has to be done before anything can be searched. patient: for what is
-        done beside searches. on_progress: called in the follower's thread after each step. now_us:
-        microseconds since 1970, for what expires.
+        done beside searches. checking: for checks of recall. on_progress: called in the follower's
+        thread after each step. now_us: microseconds since 1970, for what expires.
         """
         self.table_uri = plan.table_uri
         self.dimension = plan.dimension
         self.layouts: dict[LayoutId, HeldLayout] = {}
         # Opened by the follower's thread; reading from it is safe in any.
         self.table: PassageTable | None = None
-        self._upkeep, self._background, self._patient = upkeep, background, patient
+        self._upkeep, self._recall_watch = upkeep, recall_watch
+        self._background, self._patient, self._checking = background, patient, checking
         self._interval_s, self._on_progress = interval_s, on_progress
         self._now_us = now_us
         self._stopping = False
@@ -81,6 +85,8 @@ class IndexFollower:
         for key, wanted in plan.layouts.items():
             before = self.layouts.get(key)
             held = before or HeldLayout(key, wanted.codebook_uri, plan.dimension)
+            if before is None:
+                held.live = self._recall_watch.begin(held, list(self.layouts.values()))
             held.shards = {
                 number: held.shards.get(number) or HeldShard(number)
                 for number in sorted(wanted.shards)
@@ -181,6 +187,9 @@ class IndexFollower:
         """Give the background what it has to do; each shard has one thing done at a time."""
         now_s = self._upkeep.clock()
         for layout in self.layouts.values():
+            if self._recall_watch.due(layout) and layout.live is not None:
+                layout.live.busy = True
+                self._checking.submit(self._check_recall, layout)
             idle = [held for held in layout.shards.values() if not held.busy]
             missing = [held for held in idle if held.shard is None and held.retry_s <= now_s]
             if missing:
@@ -220,6 +229,14 @@ class IndexFollower:
             ]
             self._upkeep.load(layout, self.table_uri, missing, siblings)
             self.poke()
+
+    def _check_recall(self, layout: HeldLayout) -> None:
+        def wanted() -> bool:
+            return not self._stopping and self.layouts.get(layout.id) is layout
+
+        # There is a table, as shards that were searched were loaded from it.
+        assert self.table is not None
+        self._recall_watch.check(layout, self.table, wanted)
 
 
 def _mark_ready(members: Sequence[_Member]) -> None:

@@ -16,6 +16,7 @@ from typing import Final
 from shoal.internal.v1.shard_pb2 import LayoutKey, ShardState
 from shoal.shard.codes import Codebook
 from shoal.shard.fill import write_time
+from shoal.shard.live_recall import LiveRecall
 from shoal.shard.shard import Main, Shard, View
 from shoal.table.trimming import NEVER_US
 
@@ -98,6 +99,13 @@ class HeldLayout:
     codebook: Codebook | None = None
     # Replaced, never changed, by the follower of the topology.
     shards: dict[int, HeldShard] = field(default_factory=dict)
+    # What is known of its live queries; None in a layout that is searched exactly.
+    live: LiveRecall | None = None
+
+    @property
+    def effort(self) -> float:
+        """Times as hard as its codebook's measured parameters that it is searched."""
+        return 1.0 if self.live is None else self.live.effort
 
     @property
     def exact(self) -> bool:
@@ -130,6 +138,8 @@ class HeldLayout:
         state.tail_count = view.tail_live.live_count
         state.memory_bytes = view.memory_bytes
         write_next_expiry(view, state)
+        if self.live is not None:
+            _add_live(state, self.live)
         return state
 
 
@@ -138,3 +148,12 @@ def write_next_expiry(view: View, state: ShardState) -> None:
     state.ClearField("next_expiry")
     if view.next_expiry_us < NEVER_US:
         write_time(view.next_expiry_us, state.next_expiry)
+
+
+def _add_live(state: ShardState, live: LiveRecall) -> None:
+    state.search_effort = live.effort
+    known = live.shards.get(state.shard)
+    if known is not None:
+        state.recall, state.recall_query_count = known
+    if live.alert:
+        state.message = f"{state.message}; {live.alert}" if state.message else live.alert

@@ -18,6 +18,7 @@ from shoal.rpc.topology import RefusedTopologyError
 from shoal.shard.config import ShardSettings
 from shoal.shard.follow import IndexFollower
 from shoal.shard.held import HeldLayout, IndexPlan, LayoutId, LayoutPlan
+from shoal.shard.recall_watch import RecallWatch
 from shoal.shard.upkeep import Upkeep
 from shoal.table.slots import SLOT_COUNT
 
@@ -25,6 +26,8 @@ _log = logging.getLogger(__name__)
 
 # A fifth of the processor time of a search's thread, where there is none to spare.
 _PATIENT_NICE: Final = 8
+# The least that Linux gives: a seventieth of a search's.
+_CHECKING_NICE: Final = 19
 
 
 def plan_for(topology: Topology, instance_id: str) -> dict[str, IndexPlan]:
@@ -89,6 +92,11 @@ class Holdings:
         self._patient = ThreadPoolExecutor(
             settings.background_threads, "shard-patient", initializer=_give_way
         )
+        self._recall_watch = RecallWatch(settings)
+        # One thread, and its own: a long check must not keep folds and loads waiting.
+        self._checking = ThreadPoolExecutor(
+            1, "shard-recall", initializer=_give_way, initargs=(_CHECKING_NICE,)
+        )
         self._closing = ThreadPoolExecutor(1, "shard-close")
         self._indexes: dict[str, IndexFollower] = {}
         self._swept = False
@@ -107,6 +115,8 @@ class Holdings:
                     upkeep=self._upkeep,
                     background=self._background,
                     patient=self._patient,
+                    recall_watch=self._recall_watch,
+                    checking=self._checking,
                     interval_s=self._settings.follow_interval_s,
                     on_progress=self._on_progress,
                     now_us=self._now_us,
@@ -136,6 +146,7 @@ class Holdings:
         self._indexes = {}
         self._background.shutdown(cancel_futures=True)
         self._patient.shutdown(cancel_futures=True)
+        self._checking.shutdown(cancel_futures=True)
         self._closing.shutdown()
 
     def _close(self, followers: Iterable[IndexFollower]) -> None:
@@ -150,10 +161,10 @@ class Holdings:
                 folder.drop()
 
 
-def _give_way() -> None:
+def _give_way(nice: int = _PATIENT_NICE) -> None:
     """Let searches go first on a busy core: a priority is a thread's own on Linux."""
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _PATIENT_NICE)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
 
 
 def _sweep(root: Path, held_uids: set[str]) -> None:

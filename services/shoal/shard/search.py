@@ -96,11 +96,16 @@ class _Search:
     """One search of a block of queries; collects what each target finds."""
 
     def __init__(
-        self, targets: Sequence[Target], shard_count: int, queries: Vectors, top_k: int
+        self,
+        targets: Sequence[Target],
+        shard_count: int,
+        queries: Vectors,
+        top_k: int,
+        effort: float,
     ) -> None:
         self.targets, self.shard_count = targets, shard_count
         self.queries = queries
-        self.top_k = top_k
+        self.top_k, self.effort = top_k, effort
         self.failures: dict[int, str] = {}
 
     def guarded(self, target: Target, work: Callable[[], Any]) -> Any:
@@ -136,17 +141,20 @@ class _Search:
     def coded(self, codebook: Codebook) -> list[_Block]:
         """Search the codes of all targets, and score the likeliest candidates again."""
         kind, growth = kind_of(codebook), self._growth(codebook)
-        point = codebook.manifest.point_for(self.top_k)
+        manifest = codebook.manifest.harder(self.effort)
+        point = manifest.point_for(self.top_k)
         count = point.candidate_count(growth)
         parts = self._parts()
         if parts is None:
             probe = kind.probe(codebook, self.queries, point, growth)
         elif not parts:
             return []
-        elif is_narrow(kind, codebook.manifest, self.top_k, len(self.queries), parts):
+        elif is_narrow(kind, manifest, self.top_k, len(self.queries), parts):
             return self._survivors(codebook)
         else:
-            probe, count = widened(kind, codebook, self.queries, self.top_k, growth, parts)
+            probe, count = widened(
+                kind, codebook, manifest, self.queries, self.top_k, growth, parts
+            )
         blocks = self._candidates(probe, count)
         if blocks and kind.refines:
             candidates = _join(blocks)
@@ -194,7 +202,7 @@ class _Search:
         short = np.flatnonzero(np.broadcast_to(found, len(self.queries)) < wanted)
         if not len(short) or self.failures:
             return blocks
-        rest = _Search(self.targets, self.shard_count, self.queries[short], self.top_k)
+        rest = _Search(self.targets, self.shard_count, self.queries[short], self.top_k, self.effort)
         again = [_spread(each, short, len(self.queries)) for each in rest._survivors(codebook)]
         self.failures |= rest.failures
         for block in blocks:
@@ -283,13 +291,15 @@ def search(
     top_k: int,
     *,
     shard_count: int,
+    effort: float = 1.0,
 ) -> tuple[Ranking, dict[int, str]]:
     """Find the best `top_k` of each query, float32 [n, dimension], in all targets together.
 
     codebook: of the layout; None if it is searched exactly. shard_count: of the layout, of which
-    the targets may be a part. Returns also what failed, by shard.
+    the targets may be a part. effort: times as hard as the codebook's measured parameters. Returns
+    also what failed, by shard.
     """
-    running = _Search(targets, shard_count, queries, top_k)
+    running = _Search(targets, shard_count, queries, top_k, effort)
     blocks = running.exact()
     if codebook is not None:
         blocks += running.coded(codebook)

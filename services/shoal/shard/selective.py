@@ -116,18 +116,22 @@ def is_narrow(
 def widened(
     kind: Kind,
     codebook: Codebook,
+    manifest: Manifest,
     queries: NDArray[np.float32],
     top_k: int,
     growth: float,
     parts: Sequence[Part],
 ) -> tuple[Any, int]:
-    """Say where to look for each query among what matches, and how many candidates to weigh."""
-    count = codebook.manifest.point_for(top_k).candidate_count(growth)
+    """Say where to look for each query among what matches, and how many candidates to weigh.
+
+    manifest: the codebook's, with the search parameters that are in force.
+    """
+    count = manifest.point_for(top_k).candidate_count(growth)
     if isinstance(kind, ListKind):
-        return _assign(codebook, queries, top_k, count, parts)
+        return _assign(codebook, manifest, queries, top_k, count, parts)
     survivors = sum(part.live.live_count for part in parts)
     depth = top_k * sum(part.live.count for part in parts) / max(1, survivors)
-    return Walk(_view(codebook.manifest, top_k, depth)), count
+    return Walk(_view(manifest, top_k, depth)), count
 
 
 def _view(manifest: Manifest, top_k: int, depth: float) -> int:
@@ -137,13 +141,13 @@ def _view(manifest: Manifest, top_k: int, depth: float) -> int:
 
 def _assign(
     codebook: Codebook,
+    manifest: Manifest,
     queries: NDArray[np.float32],
     top_k: int,
     candidate_count: int,
     parts: Sequence[Part],
 ) -> tuple[CoarseAssignment, int]:
     """Choose the lists of each query, -1 where it has no more, and how many candidates to weigh."""
-    manifest = codebook.manifest
     counts = np.sum([part.counts() for part in parts], axis=0)
     sizes = np.sum([part.sizes() for part in parts], axis=0)
     depth = top_k * sizes.sum() / max(1, int(counts.sum()))

@@ -148,6 +148,8 @@ class ShardService(ShardServiceServicer):
                     *(self._search(partial(searched.run, block), deadline) for block in blocks)
                 )
                 response = await self._search(partial(respond, found=found), deadline)
+            if layout.live is not None:
+                searched.offer_to(layout.live.window)
             wanted = answer.rows_wanted(response, request.fill)
             if wanted:
                 await self._read_table(
