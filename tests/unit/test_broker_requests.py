@@ -172,6 +172,7 @@ CHANGES: dict[str, SearchRequest] = {
     "explain": request(text="whale", explain=True),
     "omit_text": request(text="whale", omit_text=True),
     "bypass_cache": request(text="whale", bypass_cache=True),
+    "filter": request(text="whale", filter="open"),
     "group": request(text="whale", group=Group(per_document=2)),
 }
 

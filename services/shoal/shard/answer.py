@@ -28,6 +28,7 @@ from shoal.shard.fill import (
     write_references,
 )
 from shoal.shard.held import HeldLayout, write_next_expiry
+from shoal.shard.live_recall import QueryWindow
 from shoal.shard.search import Ranking, Target, search
 from shoal.table.table import PassageTable
 from shoal.v1.errors_pb2 import Reason
