@@ -207,6 +207,8 @@ class StandInShardServer(StandIn, shard_pb2_grpc.ShardServiceServicer):
         self.unready: set[int] = set()
         self.version: int | None = None
         """Table version that was applied; None: the library's."""
+        self.next_expiry_s: float | None = None
+        """When the next passage expires, in seconds since 1970; None: never."""
         self.calls: list[SearchShardsRequest] = []
         self.describes = Faults()
         self.fetches = Faults()
@@ -222,7 +224,7 @@ class StandInShardServer(StandIn, shard_pb2_grpc.ShardServiceServicer):
 
     def state(self, number: int) -> ShardState:
         ready = number not in self.unready
-        return ShardState(
+        state = ShardState(
             layout=self.layout,
             shard=number,
             ready=ready,
@@ -232,6 +234,9 @@ class StandInShardServer(StandIn, shard_pb2_grpc.ShardServiceServicer):
             kind=SearchKind.SEARCH_KIND_EXACT,
             message="" if ready else "is being loaded",
         )
+        if self.next_expiry_s is not None:
+            state.next_expiry.FromNanoseconds(int(self.next_expiry_s * 1e9))
+        return state
 
     def _count(self, number: int) -> int:
         return len(self.library.rows_of([number], self.layout.shard_count))

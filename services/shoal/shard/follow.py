@@ -67,6 +67,7 @@ class IndexFollower:
         self._interval_s, self._on_progress = interval_s, on_progress
         self._now_us = now_us
         self._stopping = False
+        self._swept = False
         self._poked = threading.Event()
         self.follow(plan)
         self._thread = threading.Thread(
@@ -186,6 +187,10 @@ class IndexFollower:
     def _schedule(self) -> None:
         """Give the background what it has to do; each shard has one thing done at a time."""
         now_s = self._upkeep.clock()
+        if not self._swept and all(held.ready for _, held in self._held()):
+            # Once: what is let go later is removed then. Until now it might have been of use.
+            self._swept = True
+            self._patient.submit(self._upkeep.sweep, list(self.layouts))
         for layout in self.layouts.values():
             if self._recall_watch.due(layout) and layout.live is not None:
                 layout.live.busy = True

@@ -7,6 +7,7 @@ and frees them at its end, whatever happens.
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -17,7 +18,7 @@ from shoal.rpc.errors import ServiceError
 from shoal.shard import gpu
 from shoal.shard.codes import Codebook, load_codebook
 from shoal.shard.config import ShardSettings
-from shoal.shard.held import HeldLayout, HeldShard
+from shoal.shard.held import HeldLayout, HeldShard, LayoutId
 from shoal.shard.kernel import faiss
 from shoal.shard.kind_lists import ListSegment
 from shoal.shard.origin import make_shards, own_segments
@@ -46,6 +47,21 @@ class Upkeep:
     def snapshots(self, layout: HeldLayout) -> SnapshotFolder | None:
         """Where a layout's segments are stored; None if they are not."""
         return own_segments(self._settings, layout)
+
+    def sweep(self, held: Sequence[LayoutId]) -> None:
+        """Remove stored segments of divisions of an index that are not held any more.
+
+        held: all layouts of the index that are, one or more.
+        """
+        root = self._settings.snapshot_dir
+        if root is None or not held:
+            return
+        names = {f"v{each.index_version}-of-{each.shard_count}" for each in held}
+        folder = root / held[0].index_uid
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path.name not in names:
+                _log.info("removing %s, which is not held any more", path)
+                shutil.rmtree(path, ignore_errors=True)
 
     def load(
         self,
