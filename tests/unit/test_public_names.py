@@ -48,11 +48,14 @@ METHODS = [
     "get",
     "index_versions",
     "list_indexes",
+    "list_snapshots",
     "promote_index_version",
+    "restore_index",
     "retrieve_context",
     "rollback_index",
     "scale",
     "search",
+    "snapshot_index",
     "upsert",
 ]
 

@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 from shoal.broker.probe import Probe
 from shoal.broker.routes import IndexRoute
+from shoal.broker.snapshots_server import SnapshotHandlers
 from shoal.broker.targets import Targets
 from shoal.broker.validation import DEFAULT_PAGE, MAX_PAGE, check_index_name
 from shoal.broker.versions_server import VersionHandlers
@@ -42,7 +43,7 @@ from shoal.v1.search_pb2 import SearchKind
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
-class IndexesServer(VersionHandlers, IndexServiceServicer):
+class IndexesServer(VersionHandlers, SnapshotHandlers, IndexServiceServicer):
     """IndexService."""
 
     def __init__(
