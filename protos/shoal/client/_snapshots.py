@@ -146,9 +146,10 @@ class AsyncSnapshotCalls:
         has. on_progress, timeout_s: as for `snapshot_index`.
         """
         request = RestoreIndexRequest(uri=uri, name=name, shards=shards)
-        return await self._copy(
+        index: Index = await self._copy(
             self._indexes.RestoreIndex, request, "index", on_progress, timeout_s
         )
+        return index
 
     async def list_snapshots(self, uri: str, *, timeout_s: float = 30.0) -> AsyncIterator[Snapshot]:
         """The snapshots at a place, or in the folders in it. timeout_s: for each page."""
