@@ -230,6 +230,7 @@ def test_an_unfinished_snapshot_is_no_snapshot_and_is_replaced(kept, monkeypatch
         read_snapshot(kept.store())
     stale = kept.root / "kept" / "table" / "data" / "stale.lance"
     stale.write_bytes(b"of the attempt before")
+    (kept.root / "kept" / ".unfinished.json.new").write_bytes(b"{")
     append(kept.table, [document("b")], 1)
     manifest = kept.take()
     assert manifest.document_count == 2

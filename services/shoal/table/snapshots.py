@@ -54,6 +54,8 @@ SNAPSHOT: Final = "snapshot.json"
 UNFINISHED: Final = "unfinished.json"
 TABLE: Final = "table"
 VERSION: Final = "version"
+# What a crash leaves of the two files while they are written (durability.write_atomically).
+_SCRATCH: Final = (f".{SNAPSHOT}.new", f".{UNFINISHED}.new")
 # Rows whose ids are in memory at a time while documents are counted.
 COUNTED_ROWS: Final = 1_000_000
 
@@ -139,12 +141,13 @@ def claim(store: Store, name: str) -> bytes:
     found = store.names()
     if SNAPSHOT in found:
         raise SnapshotExistsError(store.uri, "a snapshot")
-    strange = sorted(set(found) - {TABLE, VERSION, UNFINISHED})
-    if strange or (found and UNFINISHED not in found):
-        raise SnapshotExistsError(store.uri, f"something else ({(strange or found)[0]})")
+    others = [name for name in found if name not in _SCRATCH]
+    strange = sorted(set(others) - {TABLE, VERSION, UNFINISHED})
+    if strange or (others and UNFINISHED not in others):
+        raise SnapshotExistsError(store.uri, f"something else ({(strange or others)[0]})")
     begun = json.dumps({"index": name, "begin_time_ns": time.time_ns()}).encode()
     store.write(UNFINISHED, begun)
-    store.remove([TABLE, VERSION])
+    store.remove([TABLE, VERSION, *_SCRATCH])
     return begun
 
 
