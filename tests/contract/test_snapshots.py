@@ -7,8 +7,10 @@ import json
 import shutil
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
+from shoal.bundle import EncoderModel, load_bundle
 from shoal.client import (
     AlreadyExistsError,
     AsyncClient,
@@ -31,7 +33,9 @@ from tests.harness.controlled import (
     fill,
     ids,
 )
+from tests.harness.real import ENCODER
 
+CORPORA = Path(__file__).parents[2] / "deploy" / "corpora"
 READY = IndexVersionState.INDEX_VERSION_STATE_READY
 SERVES = IndexState.INDEX_STATE_READY
 VECTORS = clustered(900)
@@ -45,6 +49,10 @@ async def _ranking(client: AsyncClient, name: str) -> list[list[tuple[str, float
         assert answer.coverage.complete
         found.append([(hit.document_id, hit.score) for hit in answer.hits])
     return found
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 async def _built(client: AsyncClient) -> None:
@@ -98,6 +106,41 @@ async def test_an_index_is_restored_on_another_number_of_shards(tmp_path: Path, 
         assert await ids(client, "again", VECTORS[0], 1) == ["d0"]
         assert (await client.build_index_version("again")).number == 2
         assert (await ended(client, "again", 2)).state == READY
+
+
+async def test_real_text_is_ranked_as_before_on_another_number_of_shards(tmp_path: Path) -> None:
+    corpus = CORPORA / "xquad-en"
+    lines = [*_lines(corpus / "corpus.jsonl"), *_lines(corpus / "queries.jsonl")]
+    texts = [each["text"] for each in lines]
+    vectors = EncoderModel(load_bundle(ENCODER)).encode(texts, "passage")
+    async with controlled(tmp_path / "home") as (_, client):
+        await client.create_index("docs", dimension=vectors.shape[1])
+        documents = [
+            {"id": f"d{number}", "text": text, "vector": vector}
+            for number, (text, vector) in enumerate(zip(texts, vectors, strict=True))
+        ]
+        await client.upsert("docs", documents)
+        await client.build_index_version("docs", promote=True)
+        assert (await ended(client, "docs", 1)).state == READY
+        await client.promote_index_version("docs", 1)
+        await client.delete("docs", ["d1", "d300"])
+        await client.snapshot_index("docs", str(tmp_path / "kept"))
+        found = []
+        for name, shards in (("docs", 2), ("three", 3), ("one", 1)):
+            if name != "docs":
+                index = await client.restore_index(str(tmp_path / "kept"), name=name, shards=shards)
+                assert (index.shard_count, index.document_count) == (shards, len(texts) - 2)
+                assert index.kind == SearchKind.SEARCH_KIND_IVF_PQ
+            found.append(
+                [
+                    [(hit.document_id, hit.score) for hit in answer.hits]
+                    for number in range(240, 1400, 40)
+                    if (answer := await client.search(name, vectors[number])).coverage.complete
+                ]
+            )
+        assert len(found[0]) == 29
+        assert found[1] == found[0]
+        assert found[2] == found[0]
 
 
 async def test_restored_shards_are_loaded_and_not_made_from_the_table(
