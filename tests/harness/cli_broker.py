@@ -57,6 +57,8 @@ class Broker(
         self.builds = [self.listed((1, "READY"), (2, "READY"), serving=2, previous=1)]
         # Ranking that every search gets, by text: for judging.
         self.rankings = {}
+        # By URI.
+        self.snapshots = {}
         # Of indexes that were scaled, by name.
         self.shards = {}
 
@@ -182,6 +184,51 @@ class Broker(
             message = f"version {request.version} of index {request.name!r} serves"
             abort(context, Reason.REASON_VERSION_SERVES, message)
         return indexes_pb2.DropIndexVersionResponse()
+
+    def SnapshotIndex(self, request, context):
+        self.documents(request.name, context)
+        if request.uri in self.snapshots:
+            abort(context, Reason.REASON_SNAPSHOT_EXISTS, f"a snapshot is at {request.uri}")
+        progress = indexes_pb2.CopyProgress(
+            stage="copying the table", done_bytes=500_000, total_bytes=1_500_000
+        )
+        yield indexes_pb2.SnapshotIndexResponse(progress=progress)
+        taken = indexes_pb2.Snapshot(
+            uri=request.uri,
+            name=request.name,
+            uid="a1b2c3d4",
+            table_version=self.versions[request.name],
+            index_version=1,
+            document_count=len(self.indexes[request.name]),
+            passage_count=len(self.indexes[request.name]),
+            size_bytes=1_500_000,
+            encoder_model=ENCODER,
+            dimension=DIMENSION,
+        )
+        taken.create_time.FromSeconds(MADE_AT)
+        self.snapshots[request.uri] = taken
+        yield indexes_pb2.SnapshotIndexResponse(snapshot=taken)
+
+    def RestoreIndex(self, request, context):
+        taken = self.snapshots.get(request.uri)
+        if taken is None:
+            abort(context, Reason.REASON_SNAPSHOT_NOT_FOUND, f"no snapshot is at {request.uri}")
+        name = request.name or taken.name
+        if name in self.indexes:
+            abort(context, Reason.REASON_INDEX_EXISTS, f"there is an index {name!r} already")
+        yield indexes_pb2.RestoreIndexResponse(progress=indexes_pb2.CopyProgress(stage="loading"))
+        self.indexes[name] = dict(self.indexes[taken.name])
+        self.versions[name] = taken.table_version
+        self.shards[name] = request.shards or 2
+        yield indexes_pb2.RestoreIndexResponse(index=self.describe(name))
+
+    def ListSnapshots(self, request, context):
+        found = [uri for uri in sorted(self.snapshots) if uri.startswith(request.uri)]
+        rest = [uri for uri in found if uri > request.page_token]
+        return indexes_pb2.ListSnapshotsResponse(
+            snapshots=[self.snapshots[uri] for uri in rest[:2]],
+            next_page_token=rest[1] if len(rest) > 2 else "",
+        )
 
     # Documents
 

@@ -80,6 +80,7 @@ _REMEDIES: Final = {
     "VERSION_NOT_FOUND": "`shoal index versions INDEX` lists them",
     "BUILD_IN_PROGRESS": "`shoal index versions INDEX` says how far it is",
     "VERSION_SERVES": "`shoal index promote INDEX VERSION` does it",
+    "SNAPSHOT_EXISTS": "name a folder for each snapshot, such as one with the date",
     "STORAGE_FULL": "make room where the data is; nothing that was acknowledged is lost",
     "INTERNAL": "this is a bug of Shoal's: the log in the folder that `shoal status` names says "
     "more",

@@ -19,6 +19,7 @@ import grpc
 from shoal.client import _requests as requests
 from shoal.client._channel import DEFAULT_ENDPOINT, Options, channel_options, target_of
 from shoal.client._errors import ShoalError, error_of
+from shoal.client._snapshots import AsyncSnapshotCalls
 from shoal.client._upsert import (
     CLOSE_S,
     STALL_S,
@@ -75,7 +76,7 @@ _UpsertMethod: TypeAlias = (
 )
 
 
-class AsyncClient:
+class AsyncClient(AsyncSnapshotCalls):
     """Talks to one broker or several."""
 
     def __init__(

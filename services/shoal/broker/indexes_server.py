@@ -9,6 +9,7 @@ from typing import Any, Final
 import grpc
 from shoal.broker.probe import Probe
 from shoal.broker.routes import IndexRoute
+from shoal.broker.snapshots_server import SnapshotHandlers
 from shoal.broker.targets import Targets
 from shoal.broker.validation import DEFAULT_PAGE, MAX_PAGE, check_index_name
 from shoal.broker.versions_server import VersionHandlers
@@ -56,7 +57,7 @@ _ROWS_S: Final = 1.0
 _ROWS_SHARE: Final = 0.3
 
 
-class IndexesServer(VersionHandlers, IndexServiceServicer):
+class IndexesServer(VersionHandlers, SnapshotHandlers, IndexServiceServicer):
     """IndexService."""
 
     def __init__(

@@ -17,7 +17,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Final
@@ -90,6 +90,8 @@ class Catalogue:
         self._guard = threading.RLock()
         self._entries: dict[str, IndexEntry] = {}
         self._transient: set[str] = set()
+        # Names of indexes that are being restored.
+        self._reserved: set[str] = set()
         with storage_errors(str(self.root)):
             (self.root / INDEXES).mkdir(parents=True, exist_ok=True)
             durability.sync_path(self.root.parent)
@@ -151,6 +153,7 @@ class Catalogue:
                 if request_id and existing.request_id == request_id:
                     return existing
                 raise IndexExistsError(name)
+            self._require_free(name)
             uid = uuid.uuid4().hex
             folder = f"{INDEXES}/{name}-{uid}"
             entry = IndexEntry(
@@ -175,6 +178,46 @@ class Catalogue:
                 self._remove(folder)
                 raise
             return entry
+
+    def reserve(self, name: str) -> tuple[str, str]:
+        """Make an empty folder for an index whose storage comes from elsewhere.
+
+        Returns the uid that the index is to have, and the folder, relative to the data root. Then
+        `enter` the index, or `release` the folder; a crash does the latter. Raises
+        IndexExistsError, StorageFullError.
+        """
+        with self._guard:
+            self._require_free(name)
+            uid = uuid.uuid4().hex
+            folder = f"{INDEXES}/{name}-{uid}"
+            self._save(self._entries, self._transient | {folder})
+            try:
+                with storage_errors(str(self.root)):
+                    (self.root / folder).mkdir()
+            except BaseException:
+                self._remove(folder)
+                raise
+            self._reserved.add(name)
+            return uid, folder
+
+    def enter(self, entry: IndexEntry) -> None:
+        """Enter an index whose folder was reserved; durable on return. Raises StorageFullError."""
+        with self._guard:
+            assert entry.folder in self._transient, entry.folder
+            assert entry.name not in self._entries, entry.name
+            self._save({**self._entries, entry.name: entry}, self._transient - {entry.folder})
+            self._reserved.discard(entry.name)
+
+    def release(self, name: str, folder: str) -> None:
+        """Remove a folder that was reserved, unless its index was entered."""
+        with self._guard:
+            if folder in self._transient:
+                self._reserved.discard(name)
+                self._remove(folder)
+
+    def _require_free(self, name: str) -> None:
+        if name in self._entries or name in self._reserved:
+            raise IndexExistsError(name)
 
     def drop(self, name: str) -> IndexEntry:
         """Take an index out, then delete its storage. Raises IndexNotFoundError."""
@@ -355,6 +398,11 @@ def _parse(path: Path, contents: bytes) -> tuple[dict[str, IndexEntry], set[str]
         raise CatalogueDamagedError(str(path), "does not have the checksum it was written with")
     entries = [_entry(each) for each in body["entries"]]
     return {entry.name: entry for entry in entries}, set(body["transient"])
+
+
+def entry_of(stored: Mapping[str, Any]) -> IndexEntry:
+    """An entry, from its fields as JSON has them. Raises TypeError for one of a later release."""
+    return _entry(dict(stored))
 
 
 def _entry(stored: dict[str, Any]) -> IndexEntry:

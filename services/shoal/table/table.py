@@ -40,6 +40,8 @@ INDEX_CACHE_BYTES: Final = 16 << 20
 
 # Longer than a commit takes.
 COMMIT_S: Final = 60.0
+# Of the tags that keep versions from being cleaned.
+_PIN: Final = "shoal-pin-"
 
 # Lance is untyped.
 _Dataset = Any
@@ -327,6 +329,46 @@ class PassageTable:
             if root is not None:
                 durability.sync_manifest(root, dataset.version)
             self._move_to(dataset)
+
+    def pin(self, name: str) -> PassageTable:
+        """Keep the latest version, with all its files, until `unpin`; return the table at it.
+
+        name: not pinned already. Not while `clean` runs, which may not have seen the pin.
+        """
+        with storage_errors(self.uri):
+            self.refresh()
+            dataset = self._private()
+            dataset.tags.create(f"{_PIN}{name}", dataset.version)
+        return PassageTable(self.uri, dataset)
+
+    def unpin(self, name: str) -> None:
+        """Let `clean` have a version that was pinned."""
+        with storage_errors(self.uri):
+            self._private().tags.delete(f"{_PIN}{name}")
+
+    def pins(self) -> list[str]:
+        """Names under which versions are pinned."""
+        with storage_errors(self.uri):
+            tags = self._private().tags.list()
+        return sorted(tag.removeprefix(_PIN) for tag in tags if tag.startswith(_PIN))
+
+    def files(self) -> list[str]:
+        """All files that this version consists of: paths below the table's folder, with slashes.
+
+        They never change. To copy them, pin the version first.
+        """
+        with storage_errors(self.uri):
+            rows = self._dataset.tracked_files(min_version=self.version).read_all()
+        rows = rows.filter(pc.equal(rows["version"], self.version))
+        roots = pc.unique(rows["base_uri"]).to_pylist()
+        if len(roots) > 1:
+            raise TableDamagedError(self.uri, f"its files are in several places: {roots}")
+        return sorted(set(rows["path"].to_pylist()))
+
+    def _private(self) -> _Dataset:
+        """Another object at this version: whoever reads from one fails while it changes tags."""
+        dataset = self._dataset
+        return dataset.checkout_version(dataset.version)
 
     def _move_to(self, dataset: _Dataset) -> None:
         with self._swap:

@@ -9,12 +9,14 @@ from collections.abc import Callable, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
 from shoal.filters.fields import Field, field_messages
 from shoal.internal.v1.writer_pb2 import CatalogEntry
 from shoal.rpc.errors import ServiceError
 from shoal.table import Catalogue, IndexEntry, IndexNotFoundError, PassageTable, versions
+from shoal.table.restoring import Place
 from shoal.table.versions import VersionRecord
 from shoal.v1.errors_pb2 import Reason
 from shoal.v1.search_pb2 import SearchKind
@@ -144,6 +146,36 @@ class Indexes:
                     await self._open_index(index.entry)
                 raise
 
+    async def pin(self, index: OpenIndex, name: str) -> PassageTable:
+        """Keep the table's version of now until `unpin`; return the table at it."""
+        # Among compactions and cleanings, one at a time: a cleaning may have looked for pins.
+        return await self._in_turn(index.table.pin, name)
+
+    async def unpin(self, index: OpenIndex, name: str) -> None:
+        """Let a version go that was pinned."""
+        await self._in_turn(index.table.unpin, name)
+
+    async def reserve(self, name: str) -> Place:
+        """Make an empty folder for an index that is restored; `enter` it or `release` the folder.
+
+        Raises IndexExistsError, StorageFullError.
+        """
+        async with self._changing:
+            uid, folder = await self._in_thread(self._held.reserve, name)
+        return Place(name, uid, folder, self._held.root / folder)
+
+    async def enter(self, entry: IndexEntry) -> OpenIndex:
+        """Enter an index whose folder was reserved. Raises StorageFullError, TableDamagedError."""
+        async with self._changing:
+            await self._in_thread(self._held.enter, entry)
+            await self._open_index(entry)
+            return self._open[entry.name]
+
+    async def release(self, place: Place) -> None:
+        """Remove a folder that was reserved, unless its index was entered."""
+        async with self._changing:
+            await self._in_thread(self._held.release, place.name, place.folder)
+
     async def begin_version(self, uid: str, *, promote: bool) -> tuple[OpenIndex, int, str]:
         """Enter a version that is being built; return its number, and the folder for its files.
 
@@ -235,6 +267,11 @@ class Indexes:
             )
 
     @property
+    def root(self) -> Path:
+        """The data root."""
+        return self._held.root
+
+    @property
     def _held(self) -> Catalogue:
         assert self._catalogue is not None
         return self._catalogue
@@ -247,6 +284,7 @@ class Indexes:
     async def _open_index(self, entry: IndexEntry) -> None:
         uri = self._held.table_uri(entry)
         table = await self._in_thread(PassageTable.open, uri, repair=True)
+        await self._in_thread(_unpin_all, table)
         last_sequence = await self._in_thread(table.last_sequence)
         committer = Committer(
             table,
@@ -257,11 +295,21 @@ class Indexes:
         )
         self._open[entry.name] = OpenIndex(entry, table, committer)
 
+    async def _in_turn(self, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._maintenance, partial(function, *args, **kwargs))
+
     async def _in_thread(
         self, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs
     ) -> _R:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, partial(function, *args, **kwargs))
+
+
+def _unpin_all(table: PassageTable) -> None:
+    """Let go of versions that were pinned in an earlier life of the writer."""
+    for name in table.pins():
+        table.unpin(name)
 
 
 def describe_index(index: OpenIndex) -> CatalogEntry:

@@ -38,6 +38,8 @@ from shoal.rpc.topology import TopologyFollower
 from shoal.table import Tombstone
 from shoal.v1.errors_pb2 import Reason
 from shoal.writer.config import WriterSettings
+from shoal.writer.copies import Copies
+from shoal.writer.copies_server import CopyHandlers
 from shoal.writer.encoders import EncoderPool
 from shoal.writer.indexes import Indexes, describe_index
 from shoal.writer.storage import StorageKeeper
@@ -55,7 +57,7 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 _RETRY_DELAY_S = 1.0
 
 
-class WriterService(VersionHandlers, StorageHandlers, WriterServiceServicer):
+class WriterService(VersionHandlers, StorageHandlers, CopyHandlers, WriterServiceServicer):
     """The writer as a service: its handlers check, call, and let errors through."""
 
     def __init__(
@@ -67,6 +69,7 @@ class WriterService(VersionHandlers, StorageHandlers, WriterServiceServicer):
         self._follower = TopologyFollower(instance_id, follow=self._follow)
         self._indexes = Indexes(settings)
         self._keeper = StorageKeeper(settings, self._indexes, self._serving_versions)
+        self._copies = Copies(self._indexes)
         self._encoders = EncoderPool(settings)
         self._executor = ThreadPoolExecutor(settings.prepare_threads, thread_name_prefix="prepare")
         self._draining = asyncio.Event()
@@ -102,12 +105,14 @@ class WriterService(VersionHandlers, StorageHandlers, WriterServiceServicer):
     async def drain(self) -> None:
         """Refuse new streams, and end those that are open once what they sent is acknowledged."""
         self._draining.set()
+        await self._copies.close()
         if self._streams:
             await asyncio.wait(self._streams)
 
     async def stop(self) -> None:
         """Finish all commits, and let go of the data root."""
         await self._keeper.stop()
+        await self._copies.close()
         await self._indexes.close()
         await self._encoders.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
