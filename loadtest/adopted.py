@@ -30,7 +30,7 @@ def adopt(root: Path, index: str, table: Path, dimension: int) -> None:
 
     def link(uri: str, dimension: int) -> None:
         del dimension
-        shutil.copytree(table, uri, copy_function=_link)
+        link_table(table, Path(uri))
 
     root.mkdir(parents=True)
     catalogue = Catalogue(root)
@@ -40,6 +40,11 @@ def adopt(root: Path, index: str, table: Path, dimension: int) -> None:
         )
     finally:
         catalogue.close()
+
+
+def link_table(table: Path, target: Path) -> None:
+    """Give a table another place, where it can be written to without changing the first."""
+    shutil.copytree(table, target, copy_function=_link)
 
 
 def _link(source: str, target: str) -> None:

@@ -32,23 +32,33 @@ def ensure_table(vectors: Vectors) -> Path:
             "start again"
         )
     table = PassageTable.create(str(folder), vectors.chosen.dimension)
+    append_rows(table, vectors.rows, 0)
+    done.touch()
+    return folder
+
+
+def append_rows(table: PassageTable, rows: np.ndarray, first: int) -> int:
+    """Append a document a vector, numbered from `first` on. Returns the row id of the first.
+
+    Sequence numbers follow the documents' numbers, so that what is appended later is later.
+    """
+    dimension, first_row = rows.shape[1], table.row_count
     now_us = time.time_ns() // 1000
-    for start in range(0, len(vectors.rows), _COMMIT_ROWS):
-        block = np.ascontiguousarray(vectors.rows[start : start + _COMMIT_ROWS])
+    for start in range(0, len(rows), _COMMIT_ROWS):
+        block = np.ascontiguousarray(rows[start : start + _COMMIT_ROWS])
         documents = [
-            _document(start + offset, block[offset : offset + 1], now_us)
+            _document(first + start + offset, block[offset : offset + 1], now_us)
             for offset in range(len(block))
         ]
         table.append(
             build_batch(
                 documents,
-                first_sequence=start + 1,
+                first_sequence=first + start + 1,
                 updated_at_us=now_us,
-                dimension=vectors.chosen.dimension,
+                dimension=dimension,
             )
         )
-    done.touch()
-    return folder
+    return first_row
 
 
 def _document(row: int, vector: np.ndarray, now_us: int) -> DocumentRows:
