@@ -10,7 +10,7 @@ judged: recall by exact search, and hits that should not be there any more.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
@@ -168,7 +168,7 @@ class Oracle:
         while True:
             ranked: dict[int, float] = {}
             candidates = self._candidates[asked.query]
-            for document in {self._document_of.get(row, row) for row in candidates}:
+            for document in self._documents_of(candidates):
                 score = self._score(document, asked, document in found)
                 if score is not None:
                     ranked[document] = score
@@ -179,6 +179,12 @@ class Oracle:
                 return set(best)
             depth *= 4
             self._search([asked.query], depth)
+
+    def _documents_of(self, rows: Iterable[int]) -> set[int]:
+        """The documents that have had these vectors; some vectors may never have been written."""
+        start = len(self._base)
+        found = (row if row < start else self._document_of.get(row) for row in rows)
+        return {document for document in found if document is not None}
 
     def _score(self, document: int, asked: Asked, was_found: bool) -> float | None:
         """The score that a document should have had; None if it need not be there."""
