@@ -25,9 +25,6 @@ _ALWAYS: Final = -math.inf
 _DEPTH: Final = 64
 # Rows that are compared with all queries at once.
 _BLOCK_ROWS: Final = 50_000
-# A code of a byte a number keeps inner products within about 0.001; another vector of a document is
-# further away than this.
-_SCORE_TOLERANCE: Final = 0.02
 
 
 @dataclass
@@ -143,12 +140,16 @@ class Oracle:
         return Judged(len(found & right) / len(right) if right else 1.0, outdated)
 
     def _may_be_found(self, document: int, score: float, asked: Asked) -> bool:
-        if document not in self._states:
+        states = self._states.get(document)
+        if states is None:
             return document < len(self._base)
-        return any(
-            abs(self._score_of(state.vector, asked.query) - score) < _SCORE_TOLERANCE
-            for state in self._possible(document, asked)
+        # Which of its vectors was found is told by the score: codes change it a little.
+        found = min(
+            states,
+            key=lambda state: abs(self._score_of(state.vector, asked.query) - score),
+            default=None,
         )
+        return found is not None and found.is_possible(asked.known_s, asked.done_s)
 
     def _possible(self, document: int, asked: Asked) -> list[State]:
         states = self._states[document]

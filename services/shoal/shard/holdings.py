@@ -25,6 +25,9 @@ _log = logging.getLogger(__name__)
 
 # A fifth of the processor time of a search's thread, where there is none to spare.
 _PATIENT_NICE: Final = 8
+# For which a thread of the background that runs Python may keep a search's thread waiting: a search
+# takes turns in three threads. Python's default is 5 ms.
+_SWITCH_INTERVAL_S: Final = 0.0005
 
 
 def plan_for(topology: Topology, instance_id: str) -> dict[str, IndexPlan]:
@@ -74,6 +77,7 @@ class Holdings:
         self, settings: ShardSettings, instance_id: str, on_progress: Callable[[], None]
     ) -> None:
         """on_progress: called, in any thread, when shards have moved on."""
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
         self._settings, self._instance_id = settings, instance_id
         self._on_progress = on_progress
         self._upkeep = Upkeep(settings)
