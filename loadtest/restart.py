@@ -10,7 +10,8 @@ are after the death of a process; after that of a machine the disk's speed comes
 
 Then it is asked 1,600 queries, and the memory that it takes (resident, in its own pages and in
 those of its files that searches touched) is set against the codes that it searches, without what a
-shard server takes that holds nothing. Exits with 1 if a target is missed.
+shard server takes that was asked the same of a hundred vectors: interpreter, libraries, buffers.
+Both are printed. Exits with 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -61,6 +61,8 @@ _POLL_S: Final = 0.01
 _TOP_K: Final = 10
 # Queries in one call.
 _BATCH: Final = 32
+# Vectors of the index that is too small to count.
+_SMALL_ROWS: Final = 100
 
 
 @dataclass(frozen=True)
@@ -78,14 +80,15 @@ class Restart:
 class Index:
     """An index for a shard server, without the rest of a cluster."""
 
-    def __init__(self, vectors: Vectors, table: Path, folder: Path, shards: int) -> None:
-        """folder: for what the server stores."""
+    def __init__(
+        self, dimension: int, table: Path, folder: Path, shards: int, codebook: Path | None = None
+    ) -> None:
+        """folder: for what the server stores. codebook: None for exact search."""
         self._shards, self._folder = shards, folder
-        self.codebook = vectors.folder / "codebook"
-        train_codebook(str(table), self.codebook, queries=vectors.tuning_queries)
+        version = 0 if codebook is None else 1
         layout = Layout(
-            index_version=1,
-            codebook_uri=str(self.codebook),
+            index_version=version,
+            codebook_uri="" if codebook is None else str(codebook),
             shard_count=shards,
             placements=[ShardPlacement(shard_server=INSTANCE, shards=range(shards))],
         )
@@ -93,13 +96,13 @@ class Index:
             name=_UID,
             uid=_UID,
             table_uri=str(table),
-            dimension=vectors.chosen.dimension,
+            dimension=dimension,
             serving=layout,
         )
         self._topology = folder / "topology.json"
         topology = Topology(cluster="restart", epoch=1, indexes=[index])
         self._topology.write_text(json_format.MessageToJson(topology), encoding="utf-8")
-        self.key = LayoutKey(index_uid=_UID, index_version=1, shard_count=shards)
+        self.key = LayoutKey(index_uid=_UID, index_version=version, shard_count=shards)
 
     @property
     def snapshots(self) -> Path:
@@ -108,8 +111,9 @@ class Index:
 
     def start(self) -> ServerProcess:
         """Start a shard server that holds it."""
+        command = ["-m", "shoal.shard", "--listen", "127.0.0.1:0", "--instance-id", INSTANCE]
         options = ["--topology", str(self._topology), "--snapshot-dir", str(self.snapshots)]
-        return start_server(self._folder / "shard.log", *options)
+        return ServerProcess([*command, *options], self._folder / "shard.log", threads=1)
 
     def search(self, address: str, queries: np.ndarray, timeout_s: float) -> SearchShardsResponse:
         """Search all shards, all rows of the table as it is. Raises grpc.RpcError."""
@@ -164,12 +168,6 @@ class Index:
             time.sleep(_POLL_S)
 
 
-def start_server(log: Path, *options: str) -> ServerProcess:
-    """Start a shard server."""
-    command = ["-m", "shoal.shard", "--listen", "127.0.0.1:0", "--instance-id", INSTANCE]
-    return ServerProcess([*command, *options], log, threads=1)
-
-
 def restart(index: Index, queries: np.ndarray, expected: np.ndarray) -> tuple[Restart, str]:
     """Start the server, and time it; it is left running, at the address returned.
 
@@ -201,9 +199,13 @@ def measure(vectors: Vectors, shards: int, rounds: int, behind_rows: int) -> dic
         folder = Path(name)
         table = folder / "table.lance"
         link_table(cached, table)
-        index = Index(vectors, table, folder, shards)
+        codebook = vectors.folder / "codebook"
+        train_codebook(str(table), codebook, queries=vectors.tuning_queries)
+        index = Index(vectors.chosen.dimension, table, folder, shards, codebook)
         try:
-            return _measure(vectors, index, table, rounds, behind_rows)
+            found = _measure(vectors, index, table, rounds, behind_rows)
+            memory = {"loaded": found.pop("memory"), "small": _small_bytes(vectors, folder)}
+            return found | _memory(vectors, codebook, behind_rows, **memory)
         finally:
             for each in _running:
                 each.stop()
@@ -212,7 +214,6 @@ def measure(vectors: Vectors, shards: int, rounds: int, behind_rows: int) -> dic
 def _measure(
     vectors: Vectors, index: Index, table: Path, rounds: int, behind_rows: int
 ) -> dict[str, Any]:
-    empty = _empty_bytes(table.parent)
     first = index.start()
     _running.append(first)
     print("the first start, which makes the shards...", file=sys.stderr)
@@ -229,54 +230,64 @@ def _measure(
         print(f"restart {number + 1}: {asdict(took)}", file=sys.stderr)
         restarts.append(took)
         if number == rounds - 1:
-            for start in range(0, len(vectors.asked), _BATCH):
-                index.search(address, vectors.asked[start : start + _BATCH], timeout_s=60.0)
-            memory = resident_bytes(_running[-1].pid)
+            memory = _after_queries(index, address, vectors, _running[-1].pid)
         _running[-1].kill()
-    return _summary(vectors, index, restarts, memory, empty) | {"parts": _parts(vectors, index)}
-
-
-def _empty_bytes(folder: Path) -> dict[str, int]:
-    """What a shard server takes that holds nothing."""
-    server = start_server(folder / "empty.log")
-    _running.append(server)
-    server.read_line(_LOAD_TIMEOUT_S)
-    found = resident_bytes(server.pid)
-    server.stop()
-    return found
-
-
-def _summary(
-    vectors: Vectors,
-    index: Index,
-    restarts: Sequence[Restart],
-    memory: dict[str, int],
-    empty: dict[str, int],
-) -> dict[str, Any]:
-    codebook = load_codebook(index.codebook)
-    wide_bytes = vectors.chosen.dimension * codebook.wide.dtype.itemsize
-    code_bytes = int(codebook.new_lists().code_size) + wide_bytes
-    each = per_vector(memory, empty, len(vectors.rows))
-    total = sum(each.values())
-    answered_s = statistics.median(took.answered_s for took in restarts)
     return {
         "restarts": [asdict(took) for took in restarts],
-        "restart_s": answered_s,
-        "bytes_per_vector": {part: round(value, 1) for part, value in each.items()},
-        "code_bytes_per_vector": code_bytes,
-        "empty_process_bytes": empty[OWN],
-        "memory_ratio": total / code_bytes,
-        "met": {
-            f"restart to first answer within {MAX_RESTART_S:g} s": answered_s <= MAX_RESTART_S,
-            f"memory over codes at most {MAX_MEMORY_RATIO:g}": total / code_bytes
-            <= MAX_MEMORY_RATIO,
-        },
+        "restart_s": statistics.median(took.answered_s for took in restarts),
+        "parts": _parts(vectors, index, table.parent.parent / "codebook"),
+        "memory": memory,
     }
 
 
-def _parts(vectors: Vectors, index: Index) -> dict[str, float]:
+def _after_queries(index: Index, address: str, vectors: Vectors, pid: int) -> dict[str, int]:
+    """The memory of a server that has been asked all queries."""
+    for start in range(0, len(vectors.asked), _BATCH):
+        index.search(address, vectors.asked[start : start + _BATCH], timeout_s=60.0)
+    return resident_bytes(pid)
+
+
+def _small_bytes(vectors: Vectors, folder: Path) -> dict[str, int]:
+    """What a shard server takes that serves next to nothing."""
+    place = folder / "small"
+    place.mkdir()
+    dimension = vectors.chosen.dimension
+    table = PassageTable.create(str(place / "table.lance"), dimension)
+    append_rows(table, vectors.rows[:_SMALL_ROWS], 0)
+    index = Index(dimension, place / "table.lance", place, shards=1)
+    server = index.start()
+    _running.append(server)
+    address = server.read_line(_LOAD_TIMEOUT_S)
+    index.await_answer(address, vectors.asked[:1])
+    return _after_queries(index, address, vectors, server.pid)
+
+
+def _memory(
+    vectors: Vectors,
+    codebook_folder: Path,
+    behind_rows: int,
+    *,
+    loaded: dict[str, int],
+    small: dict[str, int],
+) -> dict[str, Any]:
+    """Memory a vector, and over that of its codes."""
+    codebook = load_codebook(codebook_folder)
+    wide_bytes = vectors.chosen.dimension * codebook.wide.dtype.itemsize
+    code_bytes = int(codebook.new_lists().code_size) + wide_bytes
+    count = len(vectors.rows) + behind_rows
+    each = per_vector(loaded, {OWN: small[OWN]}, count)
+    return {
+        "bytes_per_vector": {part: round(value, 1) for part, value in each.items()},
+        "code_bytes_per_vector": code_bytes,
+        "small_process_bytes": small[OWN],
+        "memory_ratio": sum(each.values()) / code_bytes,
+        "whole_process_ratio": sum(loaded.values()) / count / code_bytes,
+    }
+
+
+def _parts(vectors: Vectors, index: Index, codebook_folder: Path) -> dict[str, float]:
     """What of a load is mapping, and what checking, measured apart."""
-    codebook = load_codebook(index.codebook)
+    codebook = load_codebook(codebook_folder)
     stored = SnapshotFolder(index.snapshots, _UID, 1, index.key.shard_count)
     took = {}
     for name, check in (("map_s", False), ("map_and_check_s", True)):
@@ -310,11 +321,18 @@ def main() -> int:
         "rounds": chosen.rounds,
         "behind": chosen.behind,
     }
+    met = {
+        f"restart to first answer within {MAX_RESTART_S:g} s": results["restart_s"]
+        <= MAX_RESTART_S,
+        f"memory over codes at most {MAX_MEMORY_RATIO:g}": results["memory_ratio"]
+        <= MAX_MEMORY_RATIO,
+    }
+    results["met"] = met
     print(json.dumps(results, indent=1))
     if chosen.output is not None:
         whole = {"machine": facts, "plan": plan, **results}
         chosen.output.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
-    return 0 if all(results["met"].values()) else 1
+    return 0 if all(met.values()) else 1
 
 
 if __name__ == "__main__":
