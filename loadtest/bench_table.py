@@ -1,7 +1,8 @@
 """Where is the table that Shoal serves in the benchmark?
 
 In the cache folder, written once through `shoal.table` as the writer writes it: a document a
-vector, with a short text, in commits of 10,000 rows.
+vector, with a short text, in commits of 10,000 rows, whose fragments are merged as the writer would
+merge them after its next commit: else whoever writes to it would pay for that.
 """
 
 from __future__ import annotations
@@ -23,17 +24,24 @@ _COMMIT_ROWS: Final = 10_000
 def ensure_table(vectors: Vectors) -> Path:
     """The table of a set of vectors; written on first use, which takes about half a minute."""
     folder = vectors.folder / "table.lance"
-    done = vectors.folder / "table.done"
-    if done.exists():
+    written, merged = vectors.folder / "table.done", vectors.folder / "table.merged"
+    if merged.exists():
         return folder
-    if folder.exists():
-        raise SystemExit(
-            f"{folder} was left half-written by an interrupted run: remove {vectors.folder} and "
-            "start again"
+    if not written.exists():
+        if folder.exists():
+            raise SystemExit(
+                f"{folder} was left half-written by an interrupted run: remove {vectors.folder} "
+                "and start again"
+            )
+        append_rows(
+            PassageTable.create(str(folder), vectors.chosen.dimension), vectors.rows, first=0
         )
-    table = PassageTable.create(str(folder), vectors.chosen.dimension)
-    append_rows(table, vectors.rows, 0)
-    done.touch()
+        written.touch()
+    table = PassageTable.open(str(folder))
+    while table.compact():
+        pass
+    table.clean(0.0)
+    merged.touch()
     return folder
 
 

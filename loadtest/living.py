@@ -50,7 +50,7 @@ _BUILD_TIMEOUT_S: Final = 1_800.0
 _CHANGE_TIMEOUT_S: Final = 600.0
 _POLL_S: Final = 0.2
 # Of the load before anything is measured: connections are made, caches filled.
-_WARM_UP_S: Final = 5.0
+_WARM_UP_S: Final = 10.0
 _ENDED: Final = (
     IndexVersionState.INDEX_VERSION_STATE_READY,
     IndexVersionState.INDEX_VERSION_STATE_FAILED,
@@ -76,7 +76,7 @@ class Plan:
     """Recall must reach its target in every window of this length."""
     slack_s: float = 1.0
     """Seconds after its acknowledgement within which a write need not show."""
-    limit_s: float = 1_800.0
+    limit_s: float = 1_200.0
     """Longest time for which vectors to write are made."""
     targets: Targets = field(default_factory=Targets)
 
@@ -180,9 +180,8 @@ class Run:
     async def _begin_build(self, *, promote: bool) -> int:
         # The first one may have been begun by the controller, of its own accord.
         listed = (await self._client.index_versions(INDEX, timeout_s=30.0)).versions
-        running = [each.number for each in listed if each.state not in _ENDED]
-        if promote and running:
-            return running[0]
+        if promote and listed:
+            return listed[0].number
         return (await self._client.build_index_version(INDEX, promote=promote)).number
 
     async def _until(self, reached: Callable[[Index], bool], timeout_s: float) -> None:
