@@ -25,6 +25,7 @@ _log = logging.getLogger(__name__)
 
 # A fifth of the processor time of a search's thread, where there is none to spare.
 _PATIENT_NICE: Final = 8
+_LOWEST_NICE: Final = 19
 # For which a thread of the background that runs Python may keep a search's thread waiting: a search
 # takes turns in three threads. Python's default is 5 ms.
 _SWITCH_INTERVAL_S: Final = 0.0005
@@ -146,9 +147,15 @@ class Holdings:
 
 
 def _give_way() -> None:
-    """Let searches go first on a busy core: a priority is a thread's own on Linux."""
+    """Let searches go first on a busy core: a priority is a thread's own on Linux.
+
+    Below that of the process, whatever it is: Ray starts its workers at 15, unless it is told not
+    to.
+    """
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _PATIENT_NICE)
+        mine = threading.get_native_id()
+        nice = os.getpriority(os.PRIO_PROCESS, mine) + _PATIENT_NICE
+        os.setpriority(os.PRIO_PROCESS, mine, min(_LOWEST_NICE, nice))
 
 
 def _sweep(root: Path, held_uids: set[str]) -> None:
