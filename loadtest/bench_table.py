@@ -1,7 +1,8 @@
 """Where is the table that Shoal serves in the benchmark?
 
 In the cache folder, written once through `shoal.table` as the writer writes it: a document a
-vector, with a short text, in commits of 10,000 rows.
+vector, with a short text, in commits of 10,000 rows, whose fragments are merged as the writer would
+merge them after its next commit: else whoever writes to it would pay for that.
 """
 
 from __future__ import annotations
@@ -34,43 +35,56 @@ def ensure_table(
     row has of it.
     """
     folder = vectors.folder / f"{name}.lance"
-    done = vectors.folder / f"{name}.done"
-    if done.exists():
+    written, merged = vectors.folder / f"{name}.done", vectors.folder / f"{name}.merged"
+    if merged.exists():
         return folder
-    if folder.exists():
-        raise SystemExit(
-            f"{folder} was left half-written by an interrupted run: remove {vectors.folder} and "
-            "start again"
-        )
-    table = PassageTable.create(str(folder), vectors.chosen.dimension, fields)
-    fill_table(table, vectors, fields, values_of)
-    done.touch()
+    if not written.exists():
+        if folder.exists():
+            raise SystemExit(
+                f"{folder} was left half-written by an interrupted run: remove {vectors.folder} "
+                "and start again"
+            )
+        table = PassageTable.create(str(folder), vectors.chosen.dimension, fields)
+        append_rows(table, vectors.rows, first=0, fields=fields, values_of=values_of)
+        written.touch()
+    table = PassageTable.open(str(folder))
+    while table.compact():
+        pass
+    table.clean(0.0)
+    merged.touch()
     return folder
 
 
-def fill_table(
+def append_rows(
     table: PassageTable,
-    vectors: Vectors,
+    rows: np.ndarray,
+    first: int,
+    *,
     fields: Sequence[Field] = (),
     values_of: Callable[[int], Sequence[Value]] = lambda row: (),
-) -> None:
-    """Write all vectors of a set to an empty table that nobody else writes."""
+) -> int:
+    """Append a document a vector, numbered from `first` on. Returns the row id of the first.
+
+    Sequence numbers follow the documents' numbers, so that what is appended later is later.
+    """
+    dimension, first_row = rows.shape[1], table.row_count
     now_us = time.time_ns() // 1000
-    for start in range(0, len(vectors.rows), _COMMIT_ROWS):
-        block = np.ascontiguousarray(vectors.rows[start : start + _COMMIT_ROWS])
+    for start in range(0, len(rows), _COMMIT_ROWS):
+        block = np.ascontiguousarray(rows[start : start + _COMMIT_ROWS])
         documents = [
-            _document(start + offset, block[offset : offset + 1], now_us, values_of)
+            _document(first + start + offset, block[offset : offset + 1], now_us, values_of)
             for offset in range(len(block))
         ]
         table.append(
             build_batch(
                 documents,
-                first_sequence=start + 1,
+                first_sequence=first + start + 1,
                 updated_at_us=now_us,
-                dimension=vectors.chosen.dimension,
+                dimension=dimension,
                 fields=fields,
             )
         )
+    return first_row
 
 
 def _document(

@@ -26,7 +26,7 @@ from shoal.shard.codebook import train_codebook
 from shoal.table import PassageTable
 from shoal.v1.cluster_pb2 import Instance, InstanceState, Role, Scale
 
-from loadtest.bench_table import fill_table
+from loadtest.bench_table import append_rows
 from loadtest.processes import ServerProcess
 from loadtest.vectors import Vectors
 
@@ -98,7 +98,7 @@ class Replicas:
         self._start_writer()
         entry = self._create_again()
         self._processes.pop("writer-0").stop()
-        fill_table(PassageTable.open(entry.table_uri), self._vectors)
+        append_rows(PassageTable.open(entry.table_uri), self._vectors.rows, first=0)
         self._start_writer()
 
     def _create_again(self) -> CatalogEntry:

@@ -131,7 +131,7 @@ class Placements(_Frozen):
 
 
 class BuildLimits(_Frozen):
-    """What building versions of indexes may take. All of it runs at a low priority."""
+    """What building versions of indexes may take. All of it has what queries leave of a core."""
 
     threads: int = Field(default=2, ge=1, le=256)
     """Processor threads of a step that runs alone: training, verification."""
