@@ -34,7 +34,7 @@ class Processes(OneProcess):
         self.dimension = dimension
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.hung: list[str] = []
-        """Those that the controller had to kill; their logs say where they hung."""
+        """What the controller had to start again, as it hung or had died; its log says where."""
 
     async def _start(self, spec: InstanceSpec) -> str:
         if spec.role in _PROGRAMS:
@@ -108,9 +108,10 @@ class Processes(OneProcess):
         self._end(placed.id, signal.SIGTERM)
 
     def restart(self, placed: Placed) -> None:
-        """End one that hangs, and start it again."""
+        """End one that does not answer, and start it again."""
         assert placed.id in self.processes, f"{placed.id} was killed"
-        self.hung.append(placed.id)
+        died = self.processes[placed.id].poll()
+        self.hung.append(f"{placed.id} {'hung' if died is None else f'died of {-died}'}")
         again = self.restart_process(placed.id, signal.SIGABRT)
         asyncio.run_coroutine_threadsafe(again, self.loop).result()
 

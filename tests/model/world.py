@@ -196,7 +196,7 @@ class World:
 
     async def check(self) -> None:
         """Compare all that can be seen with what should be."""
-        assert self.platform.hung == []
+        assert self.platform.hung == [], self.platform.log_of(self.platform.hung[0].split()[0])
         await self._check_documents()
         await self._check_searches()
         await self._check_counts()
