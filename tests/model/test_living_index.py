@@ -50,9 +50,9 @@ from tests.model.operations import OPERATIONS, Operation
 from tests.model.oracle import DIMENSION
 from tests.model.world import World
 
-EXAMPLES: Final = int(os.environ.get("SHOAL_MODEL_EXAMPLES", "3"))
+EXAMPLES: Final = int(os.environ.get("SHOAL_MODEL_EXAMPLES", "2"))
 STEPS: Final = int(os.environ.get("SHOAL_MODEL_STEPS", "30"))
-SEED: Final = int(os.environ.get("SHOAL_MODEL_SEED", "0"))
+SEED: Final = int(os.environ.get("SHOAL_MODEL_SEED", "15"))
 SHRINK: Final = bool(os.environ.get("SHOAL_MODEL_SHRINK"))
 
 

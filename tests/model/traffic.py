@@ -15,10 +15,11 @@ from shoal.client import AsyncClient, ShoalError
 from tests.harness.history import ABSENT, History, Read, State, Write
 from tests.model.oracle import Author, Oracle, Stored, check_answer, states_of
 
-WRITERS: Final = 2
+# Ids that each writer has for itself. Those of the second change all the time: also while a fold,
+# which takes a few milliseconds, is under way.
+IDS: Final = (tuple(f"t{at}" for at in range(20)), ("tt0", "tt1", "tt2"))
+WRITERS: Final = len(IDS)
 READERS: Final = 2
-# Ids that each writer has for itself.
-IDS: Final = 20
 # At least so many operations of each, however soon the other thing is over.
 LEAST: Final = 8
 # Enough for what is looked for to be found, although its code is coarse.
@@ -91,8 +92,7 @@ class Traffic:
 
     async def _write(self, number: int) -> None:
         random = np.random.default_rng([self._seed, number])
-        ids = [f"t{number}-{at}" for at in range(IDS)]
-        done = 0
+        ids, done = IDS[number], 0
         while done < LEAST or not self._stop.is_set():
             done += 1
             chosen = [str(each) for each in random.choice(ids, int(random.integers(1, 4)))]

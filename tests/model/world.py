@@ -20,7 +20,7 @@ from shoal.v1.search_pb2 import SearchKind
 from tests.harness.controlled import Controlled, ended, until
 from tests.harness.processes import Processes
 from tests.model.oracle import DIMENSION, check_answer
-from tests.model.traffic import IDS, TOP_K, WRITERS, Ledger, Traffic
+from tests.model.traffic import IDS, TOP_K, Ledger, Traffic
 
 if TYPE_CHECKING:
     from tests.model.operations import Operation
@@ -32,7 +32,7 @@ POOL: Final = [f"b{at}" for at in range(50)] + [f"n{at}" for at in range(30)]
 WATCHED: Final = [
     *POOL,
     *(f"b{at}" for at in range(50, BASE, 40)),
-    *(f"t{number}-{at}" for number in range(WRITERS) for at in range(IDS)),
+    *itertools.chain(*IDS),
 ]
 MOST_HITS: Final = 1000
 # Part of the nearest passages that searches by codes must find in an example: builds promise 0.95.
