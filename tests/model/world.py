@@ -98,6 +98,7 @@ class World:
         assert begun.number == self.last_version
         version = await ended(self.client, self.name, begun.number)
         assert version.state == IndexVersionState.INDEX_VERSION_STATE_READY, version.message
+        assert version.shard_count == self.shards
         self.versions.append(begun.number)
         if promote:
             self._promoted(begun.number)

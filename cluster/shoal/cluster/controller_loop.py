@@ -167,7 +167,8 @@ class ControllerLoop:
             raise not_ready("the controller has not read the catalogue yet: try again in a moment")
         for entry in self._catalogue:
             if entry.name == name:
-                return await self._builds.start(entry, self.scale.shards, promote=promote)
+                shards = self._memory.scale_of(entry.uid).shards
+                return await self._builds.start(entry, shards, promote=promote)
         raise ServiceError(
             Reason.REASON_INDEX_NOT_FOUND, f"there is no index {name!r}: create it first"
         )
@@ -336,7 +337,8 @@ class ControllerLoop:
                 minder.restarting(self._clock())
                 self._spawn(asyncio.to_thread(self._platform.restart, minder.placed))
             case BuildFirst(entry=entry):
-                self._builds.start_by_itself(entry, self.scale.shards)
+                shards = self._memory.scale_of(entry.uid).shards
+                self._builds.start_by_itself(entry, shards)
             case Abandon(entry=entry, index_version=number):
                 self._builds.abandon(entry, number)
 
