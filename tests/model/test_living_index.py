@@ -105,6 +105,8 @@ class Living:
                 platform=Processes(DIMENSION),
                 scale={"shards": 2, "replicas": 2, "rerankers": 0},
                 redis={"mode": "embedded"},
+                # A busy machine is no reason to leave the cache alone here.
+                broker={"probe_interval_s": 0.05, "redis_timeout_s": 2.0},
                 shard={
                     "threads": 1,
                     "follow_interval_s": 0.05,

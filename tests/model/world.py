@@ -221,10 +221,8 @@ class World:
     async def _check_searches(self) -> None:
         for top_k in (10, MOST_HITS):
             await self._check_search(self.author.query(self.random), top_k)
-        changed = [
-            self.oracle.present[each] for each in self.changed if each in self.oracle.present
-        ]
-        for stored in [each for each in changed if each.vector is not None][:8]:
+        changed = [self.oracle.present.get(each) for each in self.random.permutation(self.changed)]
+        for stored in [each for each in changed if each and each.vector is not None][:8]:
             hits = await self._check_search(stored.vector, TOP_K)
             assert stored.id in hits, f"{stored.id} was written, and is not found by its own vector"
 
