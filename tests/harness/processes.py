@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Final
 
 from shoal.cluster.hosting import InstanceSpec, Placed
-from shoal.rpc.server import ServiceHost
+from shoal.rpc.server import PortInUseError, ServiceHost
 from shoal.v1.cluster_pb2 import Role
 
 from tests.harness.controlled import OneProcess
@@ -67,8 +67,12 @@ class Processes(OneProcess):
         self.processes[spec.id] = process
         assert process.stdout is not None
         address = process.stdout.readline().decode().strip()
-        assert address, f"{spec.id} did not start: {self.log_of(spec.id)}"
-        return address
+        if address:
+            return address
+        self._end(spec.id, signal.SIGTERM)
+        problem = self.log_of(spec.id)
+        assert "the port is in use" in problem, f"{spec.id} did not start: {problem}"
+        raise PortInUseError(problem)
 
     def log_path(self, spec: InstanceSpec) -> str:
         """File of what it logs."""
@@ -81,11 +85,19 @@ class Processes(OneProcess):
             return file.read()[-_LOGGED_BYTES:]
 
     async def restart_process(self, instance_id: str, number: signal.Signals) -> None:
-        """End a process, and start it again on the port that it had, as Ray does."""
+        """End a process, and start it again, as Ray does: on the port that it had, if it is free."""
         address = await self.starting[instance_id]
         await asyncio.to_thread(self._end, instance_id, number)
         port = int(address.rpartition(":")[2])
-        await self._start(replace(self.specs[instance_id], port=port))
+        self.starting[instance_id] = self.loop.create_task(self._start_near(instance_id, port))
+        await asyncio.shield(self.starting[instance_id])
+
+    async def _start_near(self, instance_id: str, port: int) -> str:
+        spec = self.specs[instance_id]
+        try:
+            return await self._start(replace(spec, port=port))
+        except PortInUseError:  # Another process has taken it meanwhile.
+            return await self._start(replace(spec, port=0))
 
     async def restart_host(self, instance_id: str) -> None:
         """The same for an instance of the test's own process."""
