@@ -108,6 +108,18 @@ async def test_a_replica_loads_the_published_segments(
         assert not index.HasField("standby_version")
 
 
+async def test_segments_are_built_for_the_shards_that_the_index_has(tmp_path: Path) -> None:
+    async with controlled(tmp_path) as (cluster, client):
+        await client.create_index("docs", dimension=DIMENSION)
+        await fill(client, "docs", clustered(700))
+        await client.scale(index="docs", shards=3)
+        await client.build_index_version("docs", promote=True)
+        version = await ended(client, "docs", 1)
+        assert (version.state, version.shard_count) == (READY, 3)
+        await until(lambda: cluster.serving().serving.index_version == 1)
+        assert cluster.serving().serving.shard_count == 3
+
+
 async def test_two_builds_at_once_are_refused_by_name(tmp_path: Path) -> None:
     async with controlled(tmp_path) as (cluster, client):
         await client.create_index("docs", dimension=DIMENSION)

@@ -108,9 +108,14 @@ class StandIn:
 class StandInEncoder(StandIn, encoder_pb2_grpc.EncoderServiceServicer):
     """Encodes by hashing words."""
 
-    def __init__(self, instance_id: str = "encoder-0", model: str = ENCODER_MODEL) -> None:
+    def __init__(
+        self,
+        instance_id: str = "encoder-0",
+        model: str = ENCODER_MODEL,
+        dimension: int = DIMENSION,
+    ) -> None:
         super().__init__(instance_id)
-        self.model = model
+        self.model, self.dimension = model, dimension
         self.calls: list[list[str]] = []
 
     def register(self, server: grpc.aio.Server) -> Sequence[str]:
@@ -120,7 +125,7 @@ class StandInEncoder(StandIn, encoder_pb2_grpc.EncoderServiceServicer):
     async def Encode(self, request: EncodeRequest, context: Any) -> EncodeResponse:
         self.calls.append(list(request.texts))
         await self.faults.strike()
-        rows = np.stack([vector_of(text) for text in request.texts])
+        rows = np.stack([vector_of(text, self.dimension) for text in request.texts])
         return EncodeResponse(vectors=pack_vectors(rows), model=self.model)
 
 

@@ -174,7 +174,7 @@ class ControllerLoop:
             if entry.name == name:
                 return await self._builds.start(
                     entry,
-                    self.scale.shards,
+                    self._memory.scale_of(entry.uid).shards,
                     promote=promote,
                     recall_target=recall_target,
                     kind=kind,
@@ -347,7 +347,8 @@ class ControllerLoop:
                 minder.restarting(self._clock())
                 self._spawn(asyncio.to_thread(self._platform.restart, minder.placed))
             case BuildFirst(entry=entry):
-                self._builds.start_by_itself(entry, self.scale.shards)
+                shards = self._memory.scale_of(entry.uid).shards
+                self._builds.start_by_itself(entry, shards)
             case Abandon(entry=entry, index_version=number):
                 self._builds.abandon(entry, number)
 
