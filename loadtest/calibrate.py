@@ -2,9 +2,9 @@
 
     flock /tmp/heavy.lock python -m loadtest.calibrate
 
-builds each kind at a few sizes and dimensions, each in a process of its own with one thread, and
-writes what it took into the package: cluster/shoal/cluster/index_costs.json. Times are processor
-time, which can be believed on a machine that others use too. The vectors are loadtest/vectors.py's,
+builds each kind at a few sizes and dimensions, with one thread, and writes what it took into the
+package: cluster/shoal/cluster/index_costs.json. Times are processor time, which can be believed on
+a machine that others use too. The vectors are loadtest/vectors.py's,
 whose neighbours are about as hard to tell apart as those of text.
 """
 
@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -29,46 +27,26 @@ OUT: Final = Path(__file__).parents[1] / "cluster/shoal/cluster/index_costs.json
 RECALL_TARGET: Final = 0.95
 TOP_K: Final = 10
 # Queries that are timed one at a time, and the size of a batch.
-_LONE: Final = 300
+_LONE: Final = 200
 _BATCH: Final = 32
 _SHARD: Final = 16_384
 
 
 def main() -> None:
-    """Measure everything, or one point of it (in a process of its own)."""
+    """Measure everything; what is there so far is written after each size."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cache", type=Path, default=Path("/tmp/shoal-calibrate"))
+    parser.add_argument("--cache", type=Path, default=Path("/var/tmp/shoal-bench"))
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="vectors, ascending")
     parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--point", nargs=3, metavar=("KIND", "SIZE", "DIMENSION"))
     arguments = parser.parse_args()
-    if arguments.point:
-        kind, size, dimension = arguments.point
-        print(json.dumps(measure(kind, int(size), int(dimension), arguments.cache)))
-        return
-    points = [
-        _in_a_process(kind, size, dimension, arguments.cache)
-        for dimension in DIMENSIONS
-        for size in arguments.sizes
-        for kind in KINDS
-    ]
-    facts = machine.facts()
-    arguments.out.write_text(json.dumps({"machine": facts, "points": points}, indent=1) + "\n")
-
-
-def _in_a_process(kind: str, size: int, dimension: int, cache: Path) -> dict[str, Any]:
-    _vectors(size, dimension, cache)
-    command = [sys.executable, "-m", "loadtest.calibrate", "--cache", str(cache), "--point"]
-    done = subprocess.run(
-        [*command, kind, str(size), str(dimension)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    point: dict[str, Any] = json.loads(done.stdout)
-    print(point, file=sys.stderr, flush=True)
-    return point
+    facts, points = machine.facts(), list[dict[str, Any]]()
+    for size in arguments.sizes:
+        for dimension in DIMENSIONS:
+            for kind in KINDS:
+                points.append(measure(kind, size, dimension, arguments.cache))
+                print(points[-1], file=sys.stderr, flush=True)
+        text = json.dumps({"machine": facts, "points": points}, indent=1)
+        arguments.out.write_text(text + "\n")
 
 
 def _vectors(size: int, dimension: int, cache: Path) -> Vectors:
@@ -170,7 +148,7 @@ def _searched(
         times.append(time.process_time() - began_s)
     began_s = time.process_time()
     rounds = 0
-    while rounds < 3 or time.process_time() - began_s < 1.0:
+    while rounds < 2 or time.process_time() - began_s < 0.3:
         for first in range(0, len(queries) - _BATCH + 1, _BATCH):
             ask(queries[first : first + _BATCH])
         rounds += 1

@@ -1,12 +1,10 @@
 """What will an index cost of which kind: memory, disk, time to build, time to answer?
 
-Bytes are arithmetic (`shoal.shard.footprint`). Times are a power law for each kind,
-
-    time = a x vectors^b x dimension^c
-
-fitted to builds that were measured (index_costs.json, by loadtest/calibrate.py). How far such a law
-is off is measured too: each point is predicted from a fit to all others. Beyond the measured range
-a law is a guess, and is marked as one.
+Bytes are arithmetic (`shoal.shard.footprint`). Times are a law for each kind, a fixed part and one
+that grows with the work that the kind's algorithm does at a size and dimension, fitted to builds
+that were measured (index_costs.json, by loadtest/calibrate.py). How far such a law is off is
+measured too: each point is predicted from a fit to all others. Beyond the measured range a law is a
+guess, and is marked as one.
 """
 
 from __future__ import annotations
@@ -32,6 +30,9 @@ _FILE: Final = "index_costs.json"
 # Of a row in the table beside its vector: text and title, ids, spans, hashes, compressed.
 _TEXT_BYTES: Final = 800
 _FLOAT_BYTES: Final = 4
+_MAX_LISTS: Final = 65_536
+# Lists that a search looks into, about.
+_PROBES: Final = 8
 # Recall target that the measured builds chose their search parameters for.
 MEASURED_RECALL: Final = 0.95
 
@@ -95,27 +96,47 @@ _MEASURES: Final[dict[Measure, Callable[[Point], float]]] = {
 
 
 @dataclass(frozen=True)
-class PowerLaw:
-    """Predicts one measure of one kind."""
+class Law:
+    """Predicts one measure of one kind: a part that is fixed, and one that is work."""
 
-    # Logarithm of a, then b and c.
-    coefficients: tuple[float, float, float]
+    kind: PlannedKind
+    measure: Measure
+    fixed: float
+    work: float
 
     @classmethod
-    def fit(cls, points: Sequence[Point], measure: Measure) -> PowerLaw:
-        """Fit it to points, by least squares of logarithms: relative errors count alike."""
-        rows = np.array([_row(point.vectors, point.dimension) for point in points])
-        values = np.log([max(1e-6, _MEASURES[measure](point)) for point in points])
-        solved, *_ = np.linalg.lstsq(rows, values, rcond=None)
-        return cls((float(solved[0]), float(solved[1]), float(solved[2])))
+    def fit(cls, points: Sequence[Point], measure: Measure) -> Law:
+        """Fit it to points of a kind, by least squares of relative errors; no part is negative."""
+        kind = points[0].kind
+        values = np.array([max(1e-6, _MEASURES[measure](point)) for point in points])
+        units = [_work(kind, measure, point.vectors, point.dimension) for point in points]
+        rows = np.column_stack([np.ones(len(points)), units]) / values[:, None]
+        both = np.linalg.lstsq(rows, np.ones(len(points)), rcond=None)[0]
+        if both.min() < 0:  # Noise: the other part alone explains more.
+            alone = rows.sum(axis=0) / (rows**2).sum(axis=0)
+            left = ((rows * alone - 1) ** 2).sum(axis=0)
+            # Time that does not grow with the index would be a bold claim beyond what was measured.
+            both = np.array([0.0, alone[1]]) if both[0] < 0 or left[1] < 1 else alone * [0.5, 0.5]
+        return cls(kind, measure, float(both[0]), float(both[1]))
 
     def at(self, vectors: float, dimension: int) -> float:
         """What it predicts."""
-        return float(np.exp(np.dot(self.coefficients, _row(vectors, dimension))))
+        return self.fixed + self.work * _work(self.kind, self.measure, vectors, dimension)
 
 
-def _row(vectors: float, dimension: int) -> tuple[float, float, float]:
-    return 1.0, math.log(max(1.0, vectors)), math.log(dimension)
+def _work(kind: PlannedKind, measure: Measure, vectors: float, dimension: int) -> float:
+    """Numbers that are multiplied, as far as they grow with the index."""
+    if kind == "exact":
+        return vectors * dimension
+    if kind == "hnsw":
+        walked = math.log2(max(2.0, vectors)) * dimension
+        return walked if measure != "build" else vectors * walked
+    # As `shoal.shard.codes.list_count_for`: four times the root, as far as lists may go.
+    lists = min(4 * math.sqrt(vectors), _MAX_LISTS)
+    if measure == "build":
+        # Each passage is compared with each list once, and each sample of a list ten times.
+        return (vectors + 10 * 64 * lists) * lists * dimension
+    return (lists + _PROBES * vectors / lists) * dimension
 
 
 def error_of(points: Sequence[Point], measure: Measure) -> float:
@@ -126,7 +147,7 @@ def error_of(points: Sequence[Point], measure: Measure) -> float:
     worst = 0.0
     for left_out in points:
         others = [point for point in points if point is not left_out]
-        predicted = PowerLaw.fit(others, measure).at(left_out.vectors, left_out.dimension)
+        predicted = Law.fit(others, measure).at(left_out.vectors, left_out.dimension)
         ratio = predicted / max(1e-6, _MEASURES[measure](left_out))
         worst = max(worst, ratio, 1 / ratio)
     return worst - 1 if worst else 0.0
@@ -182,8 +203,8 @@ def costs_of(kind: PlannedKind, demand: Demand, measured: Calibration) -> Costs:
     part = demand.vectors / machines
     build_s = 0.0
     if kind != "exact":
-        build_s = PowerLaw.fit(points, "build").at(demand.vectors, demand.dimension)
-    batch_us = PowerLaw.fit(points, "batch").at(part, demand.dimension)
+        build_s = Law.fit(points, "build").at(demand.vectors, demand.dimension)
+    batch_us = Law.fit(points, "batch").at(part, demand.dimension)
     inside = measured.covers(demand.vectors, demand.dimension)
     return Costs(
         kind=kind,
@@ -192,7 +213,7 @@ def costs_of(kind: PlannedKind, demand: Demand, measured: Calibration) -> Costs:
         hot_bytes=foot.hot * demand.vectors * demand.replicas,
         disk_bytes=_disk_bytes(foot, demand, published=kind != "exact"),
         build_core_s=build_s,
-        lone_us=PowerLaw.fit(points, "lone").at(part, demand.dimension),
+        lone_us=Law.fit(points, "lone").at(part, demand.dimension),
         # Every query is searched on every machine of a replica.
         queries_per_core_s=1e6 / (batch_us * machines),
         recall=1.0 if kind == "exact" else demand.recall,
