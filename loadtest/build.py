@@ -85,7 +85,7 @@ def shoal_build(job: BuildJob, encode_tasks: int) -> tuple[dict[str, Cost], Any]
 def bare_build(rows: str, factory: str, wide: str, points: int, threads: int) -> None:
     """The same index by FAISS alone: train, add."""
     import faiss
-    from shoal.shard.codebook import TRAINING_ROUNDS
+    from shoal.shard.kind_lists import TRAINING_ROUNDS
 
     faiss.omp_set_num_threads(threads)
     vectors = np.load(rows)

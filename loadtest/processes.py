@@ -71,6 +71,11 @@ class ServerProcess:
             raise SystemExit(f"{command} ended, or said nothing in {timeout_s:.0f} s:\n{tail}")
         return line.strip()
 
+    def kill(self) -> None:
+        """End it at once, as the machine might."""
+        self._process.kill()
+        self._process.wait()
+
     def stop(self) -> None:
         """Ask it to stop, and wait; kill it if it does not."""
         if self._process.poll() is None:

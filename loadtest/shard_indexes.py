@@ -15,7 +15,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 from shoal.shard.codes import Codebook, load_codebook
-from shoal.shard.segment import SegmentBuilder
+from shoal.shard.filling import SegmentBuilder
 from shoal.shard.tombstones import Live
 
 _Found = tuple[NDArray[np.float32], NDArray[np.int64]]

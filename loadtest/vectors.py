@@ -49,6 +49,27 @@ class VectorSet:
         return f"vectors-{numbers}"
 
 
+class _Clouds:
+    """What vectors are drawn from."""
+
+    def __init__(self, chosen: VectorSet, random: np.random.Generator) -> None:
+        self._centres = unit(random.standard_normal((chosen.cluster_count, chosen.dimension)))
+        # Zipf-like sizes: a few broad topics and many narrow ones.
+        weights = 1.0 / np.sqrt(np.arange(1, chosen.cluster_count + 1))
+        self._weights = weights / weights.sum()
+        widths = np.arange(1, chosen.dimension + 1, dtype=np.float32) ** -chosen.decay
+        widths *= chosen.spread / np.linalg.norm(widths)
+        # The clouds share their directions, which are none of the axes.
+        rotation = np.linalg.qr(random.standard_normal((chosen.dimension, chosen.dimension)))[0]
+        self._noise = (widths[:, None] * rotation).astype(np.float32)
+
+    def draw(self, count: int, random: np.random.Generator) -> _Rows:
+        numbers = random.choice(len(self._centres), size=count, p=self._weights)
+        chosen_centres = self._centres[numbers]
+        noise = random.standard_normal(chosen_centres.shape, dtype=np.float32)
+        return unit(chosen_centres + noise @ self._noise)
+
+
 class Vectors:
     """The vectors and queries of a set, on disk under `cache`; made on first use."""
 
@@ -66,31 +87,28 @@ class Vectors:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         chosen, random = self.chosen, np.random.default_rng(self.chosen.seed)
-        centres = unit(random.standard_normal((chosen.cluster_count, chosen.dimension)))
-        # Zipf-like sizes: a few broad topics and many narrow ones.
-        weights = 1.0 / np.sqrt(np.arange(1, chosen.cluster_count + 1))
-        weights /= weights.sum()
-
-        widths = np.arange(1, chosen.dimension + 1, dtype=np.float32) ** -chosen.decay
-        widths *= chosen.spread / np.linalg.norm(widths)
-        # The clouds share their directions, which are none of the axes.
-        rotation = np.linalg.qr(random.standard_normal((chosen.dimension, chosen.dimension)))[0]
-        shape_of_noise = (widths[:, None] * rotation).astype(np.float32)
-
-        def draw(count: int) -> _Rows:
-            chosen_centres = centres[random.choice(len(centres), size=count, p=weights)]
-            noise = random.standard_normal(chosen_centres.shape, dtype=np.float32)
-            return unit(chosen_centres + noise @ shape_of_noise)
+        clouds = _Clouds(chosen, random)
 
         shape = (chosen.count, chosen.dimension)
         rows = np.lib.format.open_memmap(
             self.folder / "rows.npy", mode="w+", dtype=np.float32, shape=shape
         )
         for start in range(0, chosen.count, _CHUNK_ROWS):
-            rows[start : start + _CHUNK_ROWS] = draw(min(_CHUNK_ROWS, chosen.count - start))
+            count = min(_CHUNK_ROWS, chosen.count - start)
+            rows[start : start + _CHUNK_ROWS] = clouds.draw(count, random)
         rows.flush()
-        np.save(self.folder / "queries.npy", draw(chosen.query_count))
+        np.save(self.folder / "queries.npy", clouds.draw(chosen.query_count, random))
         done.touch()
+
+    def more(self, count: int, seed: int) -> _Rows:
+        """Further vectors from the same clouds, of a generator of their own: [count, dimension]."""
+        clouds = _Clouds(self.chosen, np.random.default_rng(self.chosen.seed))
+        random = np.random.default_rng((self.chosen.seed, seed))
+        drawn = np.empty((count, self.chosen.dimension), dtype=np.float32)
+        for start in range(0, count, _CHUNK_ROWS):
+            end = min(count, start + _CHUNK_ROWS)
+            drawn[start:end] = clouds.draw(end - start, random)
+        return drawn
 
     @property
     def asked(self) -> _Rows:

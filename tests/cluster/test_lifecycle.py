@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 
 import pytest
@@ -30,6 +31,15 @@ def test_a_second_up_is_refused_and_harms_nothing(cluster: RunningCluster) -> No
         up(cluster.topology, cluster.home)
     with cluster.client() as client:
         assert client.cluster_status().whole
+
+
+def test_services_have_the_priority_that_other_programs_have(cluster: RunningCluster) -> None:
+    with cluster.client() as client:
+        instances = client.cluster_status().instances
+    mine = os.getpriority(os.PRIO_PROCESS, 0)
+    assert {each.id: os.getpriority(os.PRIO_PROCESS, each.pid) for each in instances} == {
+        each.id: mine for each in instances
+    }
 
 
 def test_an_answer_proves_where_it_comes_from(cluster: RunningCluster) -> None:

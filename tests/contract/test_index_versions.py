@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from shoal.client import (
+    AsyncClient,
     FailedPreconditionError,
     IndexNotFoundError,
     InvalidArgumentError,
@@ -105,6 +108,18 @@ async def test_a_replica_loads_the_published_segments(
         assert not index.HasField("standby_version")
 
 
+async def test_segments_are_built_for_the_shards_that_the_index_has(tmp_path: Path) -> None:
+    async with controlled(tmp_path) as (cluster, client):
+        await client.create_index("docs", dimension=DIMENSION)
+        await fill(client, "docs", clustered(700))
+        await client.scale(index="docs", shards=3)
+        await client.build_index_version("docs", promote=True)
+        version = await ended(client, "docs", 1)
+        assert (version.state, version.shard_count) == (READY, 3)
+        await until(lambda: cluster.serving().serving.index_version == 1)
+        assert cluster.serving().serving.shard_count == 3
+
+
 async def test_two_builds_at_once_are_refused_by_name(tmp_path: Path) -> None:
     async with controlled(tmp_path) as (cluster, client):
         await client.create_index("docs", dimension=DIMENSION)
@@ -192,3 +207,90 @@ async def test_no_search_fails_or_mixes_while_versions_change(tmp_path: Path) ->
 
 def _size(path: Path) -> int:
     return path.stat().st_size
+
+
+async def test_two_kinds_are_built_and_each_serves(tmp_path: Path) -> None:
+    vectors = clustered(900)
+    async with controlled(tmp_path) as (cluster, client):
+        made = await client.create_index(
+            "docs", dimension=DIMENSION, recall_target=0.9, kind=SearchKind.SEARCH_KIND_HNSW
+        )
+        assert (made.recall_target, made.declared_kind) == (0.9, SearchKind.SEARCH_KIND_HNSW)
+        await fill(client, "docs", vectors)
+        await client.build_index_version("docs", promote=True)
+        graph = await ended(client, "docs", 1)
+        assert (graph.state, graph.kind) == (READY, SearchKind.SEARCH_KIND_HNSW)
+        assert graph.recall >= graph.recall_target == 0.9
+        assert read_manifest(cluster.version_folder(1)).kind == "hnsw"
+        await until(lambda: cluster.serving().serving.index_version == 1)
+        # Written after the build: it is in the tail of a graph.
+        await fill(client, "docs", clustered(30, seed=1), first=900)
+        await client.delete("docs", ["d0"])
+        await fill(client, "docs", clustered(1, seed=2), first=930)
+        await _follows(client, clustered(1, seed=2)[0], "d930")
+        await _serves_as(client, SearchKind.SEARCH_KIND_HNSW)
+        await _follows(client, clustered(30, seed=1)[4], "d904")
+        assert "d0" not in await ids(client, "docs", vectors[0], 5)
+
+        updated = await client.update_index(
+            "docs", recall_target=0.97, kind=SearchKind.SEARCH_KIND_IVF_SQ8
+        )
+        wanted = (0.97, SearchKind.SEARCH_KIND_IVF_SQ8)
+        assert (updated.recall_target, updated.declared_kind) == wanted
+        await until(lambda: cluster.serving().recall_target == 0.97)
+        described = (await client.describe_index("docs")).index
+        assert (described.recall_target, described.declared_kind) == wanted
+        assert described.kind == SearchKind.SEARCH_KIND_HNSW  # What serves is not touched.
+        await client.build_index_version("docs", promote=True)
+        lists = await ended(client, "docs", 2)
+        assert (lists.kind, lists.recall_target) == (SearchKind.SEARCH_KIND_IVF_SQ8, 0.97)
+        await until(lambda: cluster.serving().serving.index_version == 2)
+        await _serves_as(client, SearchKind.SEARCH_KIND_IVF_SQ8)
+        assert await ids(client, "docs", vectors[7], 1) == ["d7"]
+        # Back to the graph, as quickly as to any other version.
+        assert (await client.rollback_index("docs")).serving_version == 1
+        await _serves_as(client, SearchKind.SEARCH_KIND_HNSW)
+        assert await ids(client, "docs", clustered(30, seed=1)[4], 1) == ["d904"]
+
+        # A build may say otherwise than its index.
+        await client.build_index_version(
+            "docs", recall_target=0.5, kind=SearchKind.SEARCH_KIND_IVF_RABITQ
+        )
+        bits = await ended(client, "docs", 3)
+        assert (bits.kind, bits.recall_target) == (SearchKind.SEARCH_KIND_IVF_RABITQ, 0.5)
+
+
+async def _follows(client: AsyncClient, vector: NDArray[np.float32], name: str) -> None:
+    for _ in range(100):
+        if await ids(client, "docs", vector, 1) == [name]:
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"{name} is not found")
+
+
+async def _serves_as(client: AsyncClient, kind: SearchKind.ValueType) -> None:
+    for _ in range(100):
+        found = await client.describe_index("docs")
+        if {each.kind for each in found.shards} == {kind} == {found.index.kind}:
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"the shards do not serve as {SearchKind.Name(kind)}: {found}")
+
+
+async def test_what_cannot_be_asked_of_a_version_is_refused(tmp_path: Path) -> None:
+    async with controlled(tmp_path) as (_, client):
+        await client.create_index("docs", dimension=DIMENSION)
+        exact = SearchKind.SEARCH_KIND_EXACT
+        for wrong, what in (
+            (client.create_index("other", dimension=DIMENSION, kind=exact), "version 0"),
+            (client.create_index("other", dimension=DIMENSION, recall_target=1.0), "at most"),
+            (client.update_index("docs", kind=exact), "version 0"),
+            (client.update_index("docs", recall_target=-0.5), "at most"),
+            (client.build_index_version("docs", kind=exact), "version 0"),
+            (client.build_index_version("docs", recall_target=1.5), "at most"),
+        ):
+            with pytest.raises(InvalidArgumentError, match=what):
+                await wrong
+        with pytest.raises(IndexNotFoundError):
+            await client.update_index("nobody", recall_target=0.9)
+        assert (await client.describe_index("docs")).index.recall_target == 0.95

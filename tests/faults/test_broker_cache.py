@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -111,6 +112,46 @@ async def test_a_write_makes_old_answers_unreachable_by_itself(rig: Rig) -> None
     response = await rig.search("whale ship", explain=True)
     assert response.table_version == 2
     assert response.explanation.cache == VECTOR_HIT
+
+
+async def test_an_answer_is_not_kept_longer_than_what_it_was_found_among(rig: Rig) -> None:
+    expires_s = time.time() + 2.0
+    rig.shards["shard-server-1"].next_expiry_s = expires_s
+    await search_until(rig, HIT, "whale ship")
+    async with asyncio.timeout(20):
+        while True:
+            at_s = time.time()
+            response = await rig.search("whale ship", explain=True)
+            # Redis counts from when it was told, which is a little later than it was reckoned.
+            if at_s > expires_s + 1.0:
+                assert response.explanation.cache != HIT
+            if response.explanation.cache != HIT:
+                assert time.time() >= expires_s
+                break
+            await asyncio.sleep(0.02)
+    # What is due already is not kept at all.
+    for _ in range(5):
+        response = await rig.search("whale ship", explain=True)
+        assert response.explanation.cache == VECTOR_HIT
+    rig.shards["shard-server-1"].next_expiry_s = time.time() + 3600
+    await search_until(rig, HIT, "whale ship")
+
+
+async def test_who_shares_an_answer_gets_none_that_has_expired_meanwhile(rig: Rig) -> None:
+    server = rig.shards["shard-server-0"]
+    for next_expiry_s, calls in ((None, 1), (time.time() - 1.0, 2)):
+        server.next_expiry_s = next_expiry_s
+        server.faults.gate.clear()
+        server.calls.clear()
+        query = f"storm {calls}"
+        searches = [asyncio.create_task(rig.search(query)) for _ in range(2)]
+        async with asyncio.timeout(20):
+            while rig.under_way < 2 or not server.calls:
+                await asyncio.sleep(0.01)
+        server.faults.gate.set()
+        for response in await asyncio.gather(*searches):
+            assert ids_of(response) == rig.best(query)
+        assert len(server.calls) == calls
 
 
 async def test_a_partial_answer_is_not_kept(rig: Rig) -> None:

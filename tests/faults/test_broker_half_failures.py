@@ -11,18 +11,19 @@ the writer's answer is lost                    a drop succeeds all the same
 many deep queries at once                      no call's answer is too large to be sent
 the same fault again and again                 a few attempts, not one after the other
 the reranker hangs                             not every search waits for it
+every instance of a role is overloaded         the caller is told at once, and when to come back
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import grpc
 import pytest
 from shoal.broker.fan_out import MAX_TEXTS
+from shoal.broker.replicas import NEVER_S
 from shoal.broker.targets import TRIES
 from shoal.internal.v1.shard_pb2 import FetchPassagesRequest, FetchPassagesResponse, Fill
 from shoal.internal.v1.writer_pb2 import DropTableRequest, DropTableResponse
@@ -30,6 +31,7 @@ from shoal.internal.v1.writer_pb2_grpc import (
     WriterServiceServicer,
     add_WriterServiceServicer_to_server,
 )
+from shoal.rpc.deadline import Deadline
 from shoal.rpc.errors import ServiceError
 from shoal.v1.cluster_pb2 import Role
 from shoal.v1.errors_pb2 import Reason
@@ -72,9 +74,9 @@ async def test_the_fullest_answer_is_taken_if_no_replica_has_all(other: str) -> 
             await rig.cluster.kill("shard-server-1")
         else:
             rig.shards["shard-server-1"].unready = {1}
-        started_s = time.monotonic()
         response = await rig.search(bypass_cache=True, timeout_s=30.0)
-        assert time.monotonic() - started_s < 15.0
+        # Nobody is asked again and again until the deadline.
+        assert all(len(server.calls) <= 2 for server in rig.shards.values())
         assert ids_of(response) == rig.best(without=1)
         assert response.coverage.shards_searched == 1
         assert any("shard 1" in each.message for each in response.coverage.cuts)
@@ -126,7 +128,9 @@ async def test_a_server_that_was_killed_is_waited_for() -> None:
         address = rig.cluster.instances["shard-server-1"].address
         await rig.cluster.kill("shard-server-1")
         search = asyncio.create_task(rig.search(timeout_s=30.0, bypass_cache=True))
-        await asyncio.sleep(1.0)
+        target = rig.broker._targets[Role.ROLE_SHARD_SERVER].get("shard-server-1")
+        assert target is not None
+        await until(lambda: target.health.down_since_s != NEVER_S)
         await rig.cluster.add(rig.shards["shard-server-1"], listen=address)
         response = await search
         assert response.coverage.complete
@@ -137,14 +141,13 @@ async def test_an_outage_that_lasts_stalls_nobody_for_long() -> None:
     async with rigged(TWO_SERVERS, restart_s=1.0, straggler_s=0.1) as rig:
         await rig.search()
         await rig.cluster.kill("shard-server-1")
-        durations_s = []
         for number in range(4):
-            started_s = time.monotonic()
             response = await rig.search(f"gull {number}", timeout_s=60.0)
-            durations_s.append(time.monotonic() - started_s)
             assert response.coverage.shards_searched == 1
-        assert durations_s[0] > 0.5
-        assert min(durations_s[1:]) < durations_s[0]
+        # The patience counts from the first failure, and not from that of each search.
+        fan_out = rig.broker._search._pipeline.shards
+        away = [each for each in rig.broker._routes().index("books").groups if 1 in each.shards]
+        assert fan_out._restart_deadline(away, Deadline.after(60.0)).passed
 
 
 async def test_an_explanation_names_the_shards_that_did_not_answer() -> None:
@@ -245,6 +248,21 @@ async def test_a_fault_that_comes_back_is_met_a_few_times(reason: Reason.ValueTy
         with pytest.raises(ServiceError, match="a bug"):
             await rig.search(timeout_s=20.0)
         assert len(server.calls) == TRIES
+
+
+@pytest.mark.parametrize("role", ["encoder", "shard server"])
+async def test_an_overload_is_passed_on_at_once_with_its_delay(role: str) -> None:
+    async with rigged(ONE_SERVER) as rig:
+        stand_in = rig.encoder if role == "encoder" else rig.shards["shard-server-0"]
+        stand_in.faults.fails = ServiceError(
+            Reason.REASON_OVERLOADED, "too much to do", retry_delay_s=0.5
+        )
+        with pytest.raises(ServiceError, match="too much to do") as caught:
+            await rig.search(timeout_s=30.0)
+        assert caught.value.reason == Reason.REASON_OVERLOADED
+        assert caught.value.failure.code == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert caught.value.failure.retry_delay_s == pytest.approx(0.5)
+        assert len(stand_in.calls) == 1
 
 
 async def test_not_every_search_waits_for_a_reranker_that_hangs() -> None:

@@ -12,7 +12,6 @@ more searches than allowed    RESOURCE_EXHAUSTED with a delay, at once
 from __future__ import annotations
 
 import asyncio
-import time
 
 import grpc
 import pytest
@@ -34,7 +33,6 @@ from tests.harness.cluster import until
 from tests.harness.stand_ins import RERANKER_MODEL, StandInController, StandInEncoder, unavailable
 
 BUDGET_S = 2.0
-SLACK_S = 2.0
 
 
 async def test_reranking_changes_the_order_and_says_who_did_it() -> None:
@@ -63,15 +61,14 @@ async def test_without_a_reranker_the_dense_order_stands(fault: str) -> None:
         else:
             rig.reranker.faults.gate.clear()
         for _ in range(2):
-            started_s = time.monotonic()
             response = await rig.search(rerank=True, timeout_s=20.0)
-            assert time.monotonic() - started_s < 10.0
             assert ids_of(response) == rig.best()
             assert not response.coverage.complete
             (cut,) = response.coverage.cuts
             assert cut.stage == Stage.STAGE_RERANK
             assert cut.reason in {"RERANKER_UNAVAILABLE", "DEADLINE_SHARE_SPENT"}
             assert not response.hits[0].HasField("rerank_score")
+        assert max(rig.reranker.budgets_s, default=0.0) < 1.0  # Not the 20 s that the caller has.
 
 
 async def test_a_cluster_that_has_no_reranker_misses_none() -> None:
@@ -103,10 +100,9 @@ async def test_no_encoder(fault: str) -> None:
         if fault == "dead":
             await rig.cluster.kill("encoder-0")
         rig.encoder.faults.gate.clear()
-        started_s = time.monotonic()
         with pytest.raises(ServiceError) as caught:
             await rig.search(timeout_s=BUDGET_S)
-        assert time.monotonic() - started_s < BUDGET_S + SLACK_S
+        # The broker's words: a timer of gRPC's would have said DEADLINE_EXCEEDED.
         assert caught.value.reason == Reason.REASON_ENCODER_UNAVAILABLE
 
 
@@ -171,10 +167,8 @@ async def test_more_than_is_allowed_is_refused_with_a_delay() -> None:
 
 
 async def refused_in_time(rig: Rig, method: object, request: object) -> ServiceError:
-    started_s = time.monotonic()
     with pytest.raises(ServiceError) as caught:
         await rig.caller.call(method, request, BUDGET_S)
-    assert time.monotonic() - started_s < BUDGET_S + SLACK_S
     return caught.value
 
 

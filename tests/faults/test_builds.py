@@ -4,6 +4,7 @@
 | ------------------------------------------- | ----------------------------------------------- |
 | the disk is full while a segment is written | FAILED with why; files gone; the old one serves |
 | verification fails                          | the same                                        |
+| no parameters reach the recall target       | the same, before anything is encoded            |
 | the controller dies in mid-build            | FAILED once it is back; another build succeeds  |
 | the writer is away when the build ends      | it is told when it is back                      |
 | the index is dropped in mid-build           | nothing is left of it                           |
@@ -16,12 +17,14 @@ import errno
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from shoal.client import AsyncClient, FailedPreconditionError
 from shoal.cluster.builds import Step
 from shoal.shard.build import VerificationError
 from shoal.shard.build_job import BuildJob
 from shoal.v1.indexes_pb2 import IndexVersionState
+from shoal.v1.search_pb2 import SearchKind
 
 from tests.harness.controlled import (
     DIMENSION,
@@ -74,6 +77,26 @@ async def test_a_disk_that_fills_up_while_a_segment_is_written(tmp_path: Path) -
         cluster.platform.before = lambda step, job: None  # Room was made.
         await client.build_index_version("docs", promote=True)
         assert (await ended(client, "docs", 2)).state == READY
+
+
+async def test_a_recall_target_that_nothing_reaches(tmp_path: Path) -> None:
+    # Neighbours that lie closer together than the steps of one byte a number.
+    random = np.random.default_rng(0)
+    base = clustered(1)
+    close = base + 1e-4 * random.standard_normal((900, DIMENSION))
+    close[::100] = -close[::100]
+    async with controlled(tmp_path) as (cluster, client):
+        await client.create_index("docs", dimension=DIMENSION, recall_target=0.99)
+        await fill(client, "docs", close.astype(np.float32))
+        await client.build_index_version("docs", promote=True, kind=SearchKind.SEARCH_KIND_IVF_SQ8)
+        version = await ended(client, "docs", 1)
+        assert version.state == FAILED
+        assert "ivf-sq8 reaches recall@10 0." in version.message
+        assert "below the target 0.990: lower the target" in version.message
+        assert "build another kind" in version.message
+        assert cluster.platform.steps == [("train", -1)]
+        assert _left(cluster, 1) == ["manifest.json"]
+        assert (await client.describe_index("docs")).index.index_version == 0
 
 
 async def test_a_version_that_does_not_verify_is_never_served(tmp_path: Path) -> None:

@@ -30,10 +30,10 @@ DOCUMENTS = 200
 
 
 @contextlib.contextmanager
-def writer_process(data):
+def writer_process(data, *arguments):
     """A writer in a process of its own; gives the process and the address."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "shoal.writer", "--data", str(data)],
+        [sys.executable, "-m", "shoal.writer", "--data", str(data), *arguments],
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -208,3 +208,48 @@ def test_a_second_writer_is_refused_and_a_dead_one_leaves_no_lock(tmp_path):
         assert f"error: the writer with process id {process.pid} holds" in second.stderr
     with writer_process(tmp_path) as (_, address):
         assert address
+
+
+async def clean_for_ever(stub):
+    while True:
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            await stub.CleanTable(pb.CleanTableRequest(name="a"), timeout=30)
+            removal = pb.RemoveDocumentsRequest(index="a", document_ids=["gone-1", "gone-2"])
+            await stub.RemoveDocuments(removal, timeout=30)
+        await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("seed", list(map(int, SEEDS)))
+async def test_a_kill_in_the_middle_of_a_cleaning_loses_nothing_and_brings_nothing_back(
+    tmp_path, seed
+):
+    """The fault is a kill while rows, tombstones and old versions are being removed."""
+    print(f"seed {seed}")
+    rng, history, table_uri = random.Random(seed), History(), ""
+    policy = ("--set", "keep_versions_s=0", "--set", "keep_tombstones_s=0")
+    rows = []
+    for round_number in range(4):
+        with writer_process(tmp_path, *policy) as (process, address):
+            channel = open_channel(address)
+            stub = WriterServiceStub(channel)
+            if not table_uri:
+                request = pb.CreateTableRequest(name="a", dimension=DIMENSION)
+                table_uri = (await stub.CreateTable(request)).entry.table_uri
+            cleaning = asyncio.create_task(clean_for_ever(stub))
+            kill = Kill(process, rng.randrange(DOCUMENTS, 5 * DOCUMENTS), rng.random() * 0.05)
+            await stream(stub, history, rng, round_number, kill)
+            process.wait(timeout=20)
+            cleaning.cancel()
+            await asyncio.gather(cleaning, return_exceptions=True)
+            await channel.close()
+        history.check(present(table_uri))
+        rows.append(PassageTable.open(table_uri).row_count)
+    # The cleanings that were not killed have cleaned: all that was written is many times as much.
+    assert min(rows) < sum(map(len, history.sent.values()))
+    with writer_process(tmp_path, *policy) as (_, address):
+        channel = open_channel(address)
+        await WriterServiceStub(channel).CleanTable(pb.CleanTableRequest(name="a"))
+        await channel.close()
+    found = present(table_uri)
+    history.check(found)
+    assert PassageTable.open(table_uri).row_count == len(found)

@@ -52,10 +52,13 @@ class Broker(
         self.lag = 0
         self.writer_is_away = False
         self.kind = search_pb2.SEARCH_KIND_EXACT
+        self.effort = 1.0
         # What ListIndexVersions says of every index: an answer a call, the last one for ever.
         self.builds = [self.listed((1, "READY"), (2, "READY"), serving=2, previous=1)]
         # Ranking that every search gets, by text: for judging.
         self.rankings = {}
+        # By URI.
+        self.snapshots = {}
         # Of indexes that were scaled, by name.
         self.shards = {}
 
@@ -79,6 +82,8 @@ class Broker(
             shard_count=self.shards.get(name, 2),
         )
         index.create_time.FromSeconds(MADE_AT)
+        if self.kind != search_pb2.SEARCH_KIND_EXACT:
+            index.live_recall, index.search_effort = 0.9618, self.effort
         return index
 
     # Indexes
@@ -110,10 +115,19 @@ class Broker(
                 tail_count=3,
                 memory_bytes=1_500_000,
                 ready=True,
+                recall=0.961 if index.HasField("live_recall") else None,
+                recall_queries=256 if index.HasField("live_recall") else 0,
             )
             for shard in range(2)
         ]
         return indexes_pb2.DescribeIndexResponse(index=index, shards=shards)
+
+    def UpdateIndex(self, request, context):
+        self.documents(request.name, context)
+        index = self.describe(request.name)
+        index.recall_target = request.recall_target or 0.95
+        index.declared_kind = request.kind
+        return indexes_pb2.UpdateIndexResponse(index=index)
 
     def DropIndex(self, request, context):
         self.documents(request.name, context)
@@ -137,6 +151,7 @@ class Broker(
                 version.passage_count, version.document_count = 2, 2
                 version.recall, version.recall_target, version.shard_count = 0.975, 0.95, 2
                 version.size_bytes, version.encoder_model = 1_500_000, ENCODER
+                version.kind = search_pb2.SEARCH_KIND_IVF_PQ
             elif state == "FAILED":
                 version.message = message
             elif done is not None:
@@ -169,6 +184,51 @@ class Broker(
             message = f"version {request.version} of index {request.name!r} serves"
             abort(context, Reason.REASON_VERSION_SERVES, message)
         return indexes_pb2.DropIndexVersionResponse()
+
+    def SnapshotIndex(self, request, context):
+        self.documents(request.name, context)
+        if request.uri in self.snapshots:
+            abort(context, Reason.REASON_SNAPSHOT_EXISTS, f"a snapshot is at {request.uri}")
+        progress = indexes_pb2.CopyProgress(
+            stage="copying the table", done_bytes=500_000, total_bytes=1_500_000
+        )
+        yield indexes_pb2.SnapshotIndexResponse(progress=progress)
+        taken = indexes_pb2.Snapshot(
+            uri=request.uri,
+            name=request.name,
+            uid="a1b2c3d4",
+            table_version=self.versions[request.name],
+            index_version=1,
+            document_count=len(self.indexes[request.name]),
+            passage_count=len(self.indexes[request.name]),
+            size_bytes=1_500_000,
+            encoder_model=ENCODER,
+            dimension=DIMENSION,
+        )
+        taken.create_time.FromSeconds(MADE_AT)
+        self.snapshots[request.uri] = taken
+        yield indexes_pb2.SnapshotIndexResponse(snapshot=taken)
+
+    def RestoreIndex(self, request, context):
+        taken = self.snapshots.get(request.uri)
+        if taken is None:
+            abort(context, Reason.REASON_SNAPSHOT_NOT_FOUND, f"no snapshot is at {request.uri}")
+        name = request.name or taken.name
+        if name in self.indexes:
+            abort(context, Reason.REASON_INDEX_EXISTS, f"there is an index {name!r} already")
+        yield indexes_pb2.RestoreIndexResponse(progress=indexes_pb2.CopyProgress(stage="loading"))
+        self.indexes[name] = dict(self.indexes[taken.name])
+        self.versions[name] = taken.table_version
+        self.shards[name] = request.shards or 2
+        yield indexes_pb2.RestoreIndexResponse(index=self.describe(name))
+
+    def ListSnapshots(self, request, context):
+        found = [uri for uri in sorted(self.snapshots) if uri.startswith(request.uri)]
+        rest = [uri for uri in found if uri > request.page_token]
+        return indexes_pb2.ListSnapshotsResponse(
+            snapshots=[self.snapshots[uri] for uri in rest[:2]],
+            next_page_token=rest[1] if len(rest) > 2 else "",
+        )
 
     # Documents
 

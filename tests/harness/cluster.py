@@ -196,6 +196,7 @@ def _placed(
         encoder_model=entry.encoder_model,
         dimension=entry.dimension,
         create_time=entry.create_time,
+        fields=entry.fields,
     )
     ready = {
         (id_, state.shard)

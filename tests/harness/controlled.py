@@ -117,9 +117,8 @@ class OneProcess:
 class Controlled:
     """The cluster, and the controller as it lives now."""
 
-    def __init__(self, config: ClusterConfig, home: Path) -> None:
-        self.config, self.home = config, home
-        self.platform = OneProcess()
+    def __init__(self, config: ClusterConfig, home: Path, platform: OneProcess) -> None:
+        self.config, self.home, self.platform = config, home, platform
         self.controller: ServiceHost | None = None
 
     async def start_controller(self) -> None:
@@ -149,7 +148,7 @@ class Controlled:
 
 @contextlib.asynccontextmanager
 async def controlled(
-    home: Path, *, shards: int = 2, **declared: Any
+    home: Path, *, shards: int = 2, platform: OneProcess | None = None, **declared: Any
 ) -> AsyncIterator[tuple[Controlled, AsyncClient]]:
     """A cluster that is whole, and a client of its broker."""
     with socket.socket() as probe:
@@ -166,7 +165,7 @@ async def controlled(
         }
         | declared
     )
-    cluster = Controlled(config, home)
+    cluster = Controlled(config, home, platform or OneProcess())
     await cluster.start_controller()
     try:
         async with AsyncClient(f"127.0.0.1:{port}") as client:

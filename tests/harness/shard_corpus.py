@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from shoal.filters.fields import Field, read_values
 from shoal.internal.v1.topology_pb2 import IndexPlacement, Layout, ShardPlacement, Topology
 from shoal.lexical.analysis import DEFAULT_ANALYZER, analyzer_of, pack_terms
 from shoal.table.rows import DocumentRows, Operation, PassageSpan, Tombstone, build_batch
@@ -49,12 +50,13 @@ class Corpus:
     folder: Path
     dimension: int = 16
     seed: int = 0
+    fields: tuple[Field, ...] = ()
     present: dict[str, Stored] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.random = np.random.default_rng(self.seed)
         self.uri = str(self.folder / "table.lance")
-        self.table = PassageTable.create(self.uri, self.dimension)
+        self.table = PassageTable.create(self.uri, self.dimension, self.fields)
         self._centres = self.random.standard_normal((50, self.dimension))
         self._sequence = 0
         self._gathered: tuple[int, list[tuple[str, int]], NDArray[np.float32]] = (
@@ -85,6 +87,7 @@ class Corpus:
                 created_at_us=1_700_000_000_000_001,
                 passages=_spans(stored.texts),
                 vectors=stored.vectors,
+                values=read_values(stored.metadata, self.fields),
                 terms=[_terms(f"{stored.title}\n{text}") for text in stored.texts],
             )
             for document_id, stored in upserts.items()
@@ -95,6 +98,7 @@ class Corpus:
             first_sequence=self._sequence,
             updated_at_us=1_750_000_000_000_000 + self._sequence,
             dimension=self.dimension,
+            fields=self.fields,
         )
         self._sequence += len(operations)
         self.present |= upserts

@@ -110,9 +110,14 @@ class StandIn:
 class StandInEncoder(StandIn, encoder_pb2_grpc.EncoderServiceServicer):
     """Encodes by hashing words."""
 
-    def __init__(self, instance_id: str = "encoder-0", model: str = ENCODER_MODEL) -> None:
+    def __init__(
+        self,
+        instance_id: str = "encoder-0",
+        model: str = ENCODER_MODEL,
+        dimension: int = DIMENSION,
+    ) -> None:
         super().__init__(instance_id)
-        self.model = model
+        self.model, self.dimension = model, dimension
         self.calls: list[list[str]] = []
 
     def register(self, server: grpc.aio.Server) -> Sequence[str]:
@@ -122,7 +127,7 @@ class StandInEncoder(StandIn, encoder_pb2_grpc.EncoderServiceServicer):
     async def Encode(self, request: EncodeRequest, context: Any) -> EncodeResponse:
         self.calls.append(list(request.texts))
         await self.faults.strike()
-        rows = np.stack([vector_of(text) for text in request.texts])
+        rows = np.stack([vector_of(text, self.dimension) for text in request.texts])
         return EncodeResponse(vectors=pack_vectors(rows), model=self.model)
 
 
@@ -132,6 +137,7 @@ class StandInReranker(StandIn, reranker_pb2_grpc.RerankerServiceServicer):
     def __init__(self, instance_id: str = "reranker-0") -> None:
         super().__init__(instance_id)
         self.calls: list[list[RerankItem]] = []
+        self.budgets_s: list[float] = []
 
     def register(self, server: grpc.aio.Server) -> Sequence[str]:
         reranker_pb2_grpc.add_RerankerServiceServicer_to_server(self, server)
@@ -139,6 +145,7 @@ class StandInReranker(StandIn, reranker_pb2_grpc.RerankerServiceServicer):
 
     async def Rerank(self, request: RerankRequest, context: Any) -> RerankResponse:
         self.calls.append(list(request.items))
+        self.budgets_s.append(context.time_remaining())
         await self.faults.strike()
         return RerankResponse(items=[_scores(item) for item in request.items], model=RERANKER_MODEL)
 
@@ -207,6 +214,8 @@ class StandInShardServer(StandIn, shard_pb2_grpc.ShardServiceServicer):
         self.unready: set[int] = set()
         self.version: int | None = None
         """Table version that was applied; None: the library's."""
+        self.next_expiry_s: float | None = None
+        """When the next passage expires, in seconds since 1970; None: never."""
         self.calls: list[SearchShardsRequest] = []
         self.describes = Faults()
         self.fetches = Faults()
@@ -222,7 +231,7 @@ class StandInShardServer(StandIn, shard_pb2_grpc.ShardServiceServicer):
 
     def state(self, number: int) -> ShardState:
         ready = number not in self.unready
-        return ShardState(
+        state = ShardState(
             layout=self.layout,
             shard=number,
             ready=ready,
@@ -232,6 +241,9 @@ class StandInShardServer(StandIn, shard_pb2_grpc.ShardServiceServicer):
             kind=SearchKind.SEARCH_KIND_EXACT,
             message="" if ready else "is being loaded",
         )
+        if self.next_expiry_s is not None:
+            state.next_expiry.FromNanoseconds(int(self.next_expiry_s * 1e9))
+        return state
 
     def _count(self, number: int) -> int:
         return len(self.library.rows_of([number], self.layout.shard_count))

@@ -173,6 +173,7 @@ CHANGES: dict[str, SearchRequest] = {
     "explain": request(text="whale", explain=True),
     "omit_text": request(text="whale", omit_text=True),
     "bypass_cache": request(text="whale", bypass_cache=True),
+    "filter": request(text="whale", filter="open"),
     "group": request(text="whale", group=Group(per_document=2)),
     "hybrid": request(text="whale", hybrid=Hybrid(lexical_weight=0.3)),
 }

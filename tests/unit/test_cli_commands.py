@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from shoal.cli import cluster
 from shoal.cli.main import app
+from shoal.v1 import search_pb2
 from typer.testing import CliRunner
 
 from tests.harness.cli_broker import document, serving
@@ -347,3 +348,15 @@ def test_every_command_that_prints_results_can_print_json():
     }
     assert {path for path, known in options.items() if "--json" not in known} == {"demo"}
     assert cluster.up.__doc__
+
+
+def test_an_index_is_shown_with_the_recall_of_its_live_queries(shoal, xquad, broker):
+    assert "live queries" not in shoal("index", "describe", "xquad").stdout
+    broker.kind = search_pb2.SEARCH_KIND_IVF_PQ
+    described = shoal("index", "describe", "xquad").stdout
+    assert "recall of the last 256 live queries 0.962; searched as it was measured" in described
+    assert described.count("0.961") == 2  # One for each replica.
+    broker.effort = 2.0
+    described = shoal("index", "describe", "xquad").stdout
+    assert "searched 2 times as hard as it was measured" in described
+    assert "0.962" in shoal("status").stdout

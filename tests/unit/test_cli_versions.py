@@ -49,6 +49,21 @@ def test_versions_are_listed_with_what_serves_and_what_did(shoal, broker):
     assert "Exact search (version 0) serves." in shown
 
 
+def test_what_the_next_versions_are_to_be_is_changed(shoal):
+    done = shoal("update", "xquad", "--recall", 0.98, "--kind", "hnsw")
+    assert "built for recall@10 0.98, of the kind hnsw." in done.stdout
+    assert "`shoal index build xquad`" in done.stderr
+    done = shoal("update", "xquad", "--kind", "auto")
+    assert "recall@10 0.95, of the kind that suits." in done.stdout
+    printed = json.loads(shoal("update", "xquad", "--kind", "ivf-sq8", "--json").stdout)
+    assert printed["declared_kind"] == "IVF_SQ8"
+    nothing = shoal("update", "xquad")
+    assert nothing.exit_code != 0
+    assert "nothing to change" in nothing.stderr + str(nothing.exception)
+    assert shoal("update", "xquad", "--kind", "exact").exit_code == 2
+    assert shoal("update", "xquad", "--recall", 1.0).exit_code == 2
+
+
 def test_what_versions_prints_as_json(shoal):
     done = shoal("versions", "xquad", "--json")
     assert (done.exit_code, done.stderr) == (0, "")
@@ -66,7 +81,9 @@ def test_a_build_is_begun_or_waited_for(shoal, broker):
     assert "Version 2 of xquad is being built." in shoal("build", "xquad").stdout
     broker.builds = [building, building, ready]
     done = shoal("build", "xquad", "--wait")
-    assert "Version 2 of xquad is ready: 2 passages, recall@10 0.975, 1.5 MB." in done.stdout
+    assert (
+        "Version 2 of xquad is ready: ivf-pq, 2 passages, recall@10 0.975, 1.5 MB." in done.stdout
+    )
     assert "shoal index promote xquad 2" in done.stderr
     broker.builds = [building, ready]
     assert json.loads(shoal("build", "xquad", "--wait", "--json").stdout)["state"] == "READY"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from loadtest.compositions import parse
+from loadtest.freshness import divide, folds_of
 from loadtest.measures import Round, percentile, ratios, summarise, verdicts
 from loadtest.report import by_processor_time
 from loadtest.thresholds import Observed, Thresholds, misses
@@ -194,3 +195,21 @@ def test_a_round_is_json():
     stored = json.loads(json.dumps(a_round("echo", 30, recall=None).as_json()))
     assert stored["per_second"] == 15.0
     assert stored["recall"] is None
+
+
+def test_folds_are_read_from_a_log_and_queries_divided_by_them():
+    log = (
+        "2026-11-24 23:50:10,500 INFO shoal.shard.upkeep: loaded LayoutId(...) in 1.2 s\n"
+        "2026-11-24 23:50:12,500 INFO shoal.shard.upkeep: folded 1024 passages of LayoutId("
+        "index_uid='a', index_version=1, shard_count=2), shard 1, into 51024 in 0.50 s\n"
+    )
+    ((first, last),) = folds_of(log)
+    assert last - first == pytest.approx(0.5)
+    queries = [
+        (first - 0.01, 0.1),  # Before it.
+        (first + 0.01, 0.1),  # Into it.
+        (last + 0.05, 0.2),  # Out of it.
+        (last + 0.5, 0.7),  # All over it.
+        (last + 0.5, 0.3),  # After it.
+    ]
+    assert divide(queries, [(first, last)]) == ([0.1, 0.2, 0.7], [0.1, 0.3])

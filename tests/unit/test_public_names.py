@@ -38,6 +38,7 @@ PUBLIC = [
 METHODS = [
     "batch_search",
     "build_index_version",
+    "clean_index",
     "close",
     "cluster_status",
     "create_index",
@@ -48,11 +49,16 @@ METHODS = [
     "get",
     "index_versions",
     "list_indexes",
+    "list_snapshots",
     "promote_index_version",
+    "purge",
+    "restore_index",
     "retrieve_context",
     "rollback_index",
     "scale",
     "search",
+    "snapshot_index",
+    "update_index",
     "upsert",
 ]
 

@@ -16,6 +16,7 @@ from shoal.v1.search_pb2 import SearchRequest, SearchResponse
 
 METHOD = "/test.Service/Unary"
 STREAM = "/test.Service/Stream"
+PROGRESS = "/test.Service/Progress"
 
 
 class Handlers(grpc.GenericRpcHandler):
@@ -34,6 +35,8 @@ class Handlers(grpc.GenericRpcHandler):
             return grpc.unary_unary_rpc_method_handler(self.unary, **codecs)
         if details.method == STREAM:
             return grpc.stream_stream_rpc_method_handler(self.stream, **codecs)
+        if details.method == PROGRESS:
+            return grpc.unary_stream_rpc_method_handler(self.progress, **codecs)
         return None
 
     async def unary(self, request, context):
@@ -49,6 +52,10 @@ class Handlers(grpc.GenericRpcHandler):
         async for _ in requests:
             yield SearchResponse()
             raise self.error
+
+    async def progress(self, request, context):
+        yield SearchResponse()
+        raise self.error
 
 
 @pytest.fixture
@@ -233,3 +240,16 @@ def test_failures_survive_the_round_trip(reason, message, fields, delay_s):
     assert (read.reason, read.fields, read.code) == (reason, fields, sent.code)
     assert read.message == (message or sent.code.name)
     assert read.retry_delay_s == (None if delay_s is None else pytest.approx(delay_s, abs=1e-8))
+
+
+async def test_what_fails_a_stream_of_responses_arrives_after_them(channel, handlers):
+    method = channel.unary_stream(
+        PROGRESS, SearchRequest.SerializeToString, SearchResponse.FromString
+    )
+    handlers.error = ServiceError(Reason.REASON_SNAPSHOT_EXISTS, "name another place")
+    call = method(SearchRequest(), timeout=20)
+    assert await call.read() == SearchResponse()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call.read()
+    assert caught.value.code() is grpc.StatusCode.ALREADY_EXISTS
+    assert service_error_of(caught.value).reason == Reason.REASON_SNAPSHOT_EXISTS

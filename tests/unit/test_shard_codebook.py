@@ -10,12 +10,12 @@ from shoal.rpc.errors import ServiceError
 from shoal.shard.codebook import TooFewPassagesError, train_codebook
 from shoal.shard.codes import (
     CodebookDamagedError,
-    factory_for,
     list_count_for,
     load_codebook,
     should_train,
 )
 from shoal.shard.kernel import faiss
+from shoal.shard.kinds import named
 from shoal.shard.wide_code import WideCode
 from shoal.v1.errors_pb2 import Reason
 
@@ -133,7 +133,7 @@ def test_lists_are_a_bounded_power_of_two(rows, sample):
 
 @given(dimension=st.integers(8, 4096))
 def test_every_dimension_has_codes(dimension):
-    index = faiss.index_factory(dimension, factory_for(dimension, 16), 0)
+    index = faiss.index_factory(dimension, named("ivf-pq").factory(dimension, 16), 0)
     assert index.pq.M * index.pq.dsub == dimension
 
 

@@ -1,16 +1,21 @@
 """Do shards find what is in the table, through any order of writes, deletions and folds?"""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from shoal.shard.codebook import train_codebook
 from shoal.shard.codes import load_codebook
+from shoal.shard.config import ShardSettings
+from shoal.shard.filling import SegmentBuilder
 from shoal.shard.follow import _changes
 from shoal.shard.held import HeldLayout, HeldShard, LayoutId
+from shoal.shard.kernel import faiss
 from shoal.shard.load import build_shards
 from shoal.shard.search import Target, search
-from shoal.shard.segment import SegmentBuilder
 from shoal.shard.shard import Shard
 from shoal.shard.tombstones import Live
+from shoal.shard.upkeep import Upkeep
 from shoal.table import schema
 from shoal.table.slots import shard_of
 from shoal.table.table import PassageTable
@@ -266,3 +271,30 @@ def test_a_failing_shard_is_left_out(trained, monkeypatch):
     assert failures == {2: "RuntimeError: a damaged list"}
     assert (ranking.positions >= 0).all()
     assert not (ranking.parts // 2 == 2).any()
+
+
+def test_a_fold_takes_one_thread_whatever_others_are_given(tmp_path):
+    corpus = Corpus(tmp_path)
+    corpus.fill(30)
+    layout = Layout(corpus, 1)
+    (held,) = layout.held.shards.values()
+    used = []
+
+    class Watched(Upkeep):
+        def _placed(self, main):
+            used.append(faiss.omp_get_max_threads())
+            return main
+
+    def fold_after_a_load():
+        faiss.omp_set_num_threads(3)
+        Watched(ShardSettings()).fold(layout.held, held)
+
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(2)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(fold_after_a_load).result()
+        # The number is a thread's own: searches go on with theirs.
+        assert (used, faiss.omp_get_max_threads()) == ([1], 2)
+    finally:
+        faiss.omp_set_num_threads(before)

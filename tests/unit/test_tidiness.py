@@ -28,6 +28,7 @@ BANNED_MODULES = {"utils", "util", "helpers", "helper", "common", "misc", "base"
 HOMES = {
     "ray": ("cluster/shoal/cluster/actors.py", "loadtest/"),
     "torch": ("training/",),
+    "fsspec": ("services/shoal/table/stores.py",),
     "ir_measures": ("cluster/shoal/cli/judging.py", "training/"),
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from shoal.cli.options import AsJson, Endpoint, IndexName, Timeout, connected
+from shoal.cli.options import AsJson, Endpoint, Filter, IndexName, Timeout, connected
 from shoal.cli.output import print_message, printable, say
 from shoal.cli.search import print_coverage
 
@@ -27,6 +27,7 @@ def context(
         int | None,
         typer.Option(metavar="N", help="Use no more hits of one document.", show_default=False),
     ] = None,
+    filter: Filter = "",  # noqa: A002  # the option's name
     endpoint: Endpoint = None,
     as_json: AsJson = False,
     timeout: Timeout = 10.0,
@@ -40,6 +41,7 @@ def context(
             neighbours=neighbours,
             top_k=top_k,
             hits_per_document=per_document,
+            filter=filter,
             timeout_s=timeout,
         )
     if as_json:

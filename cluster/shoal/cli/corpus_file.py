@@ -1,8 +1,9 @@
 """Which documents does a file hold, and what is wrong with its other lines?
 
 A file is JSONL as BEIR has it, plain or gzipped: a line is an object with `_id` (or `id`), `text`,
-and perhaps `title`, `metadata` (an object) and `vector` (a list of numbers). A line is read,
-checked and forgotten; only the ids are kept, to find those that come twice (about 200 bytes each).
+and perhaps `title`, `metadata` (an object), `vector` (a list of numbers) and `expires_at` (seconds
+since 1970, or RFC 3339 as in "2027-01-31T12:00:00Z"). A line is read, checked and forgotten; only
+the ids are kept, to find those that come twice (about 200 bytes each).
 
 What a document may be is the writer's to say, so its own check is called here: whatever passes
 would be taken, and whatever does not is reported before anything is sent.
@@ -36,7 +37,7 @@ STDIN: Final = "-"
 MAX_LINE_BYTES: Final = 16 * 1024 * 1024
 # Beyond it a number would lose digits on its way through JSON's numbers.
 MAX_EXACT: Final = 2**53
-KEYS: Final = ("_id", "id", "title", "text", "metadata", "vector")
+KEYS: Final = ("_id", "id", "title", "text", "metadata", "vector", "expires_at")
 
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 _BOM: Final = b"\xef\xbb\xbf"
@@ -204,7 +205,25 @@ def to_document(fields: dict[str, Any]) -> Document:
         raise LineError(f"metadata: {error}") from None
     if fields.get("vector") is not None:
         _put_vector(document, fields["vector"])
+    if fields.get("expires_at") is not None:
+        _put_expiry(document, fields["expires_at"])
     return document
+
+
+def _put_expiry(document: Document, value: Any) -> None:
+    try:
+        if isinstance(value, str):
+            document.expires_at.FromJsonString(value)
+        elif type(value) in (int, float):
+            document.expires_at.FromMicroseconds(round(value * 1_000_000))
+        else:
+            raise LineError(f"`expires_at` must be a string or a number, not {_kind(value)}")
+    except (ValueError, OverflowError) as error:
+        if isinstance(error, LineError):
+            raise
+        raise LineError(
+            f"`expires_at` must be seconds since 1970, or RFC 3339 with a zone: {error}"
+        ) from None
 
 
 def _put_vector(document: Document, values: Any) -> None:

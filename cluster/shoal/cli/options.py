@@ -7,13 +7,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 from shoal.cli.output import CliError, NoBrokerError
 
 if TYPE_CHECKING:
     from shoal.client import Client, ShoalError
+    from shoal.v1.search_pb2 import SearchKind
 
 DEFAULT_ENDPOINT: Final = "127.0.0.1:7600"
 HOME_VARIABLE: Final = "SHOAL_HOME"
@@ -44,6 +45,26 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")
 Timeout = Annotated[
     float, typer.Option(metavar="SECONDS", min=0.001, max=86_400.0, help="Most to wait.")
 ]
+# Names of kinds, as `shoal.shard.kind_names` has them: typer wants them spelt out.
+KindChoice = Literal["auto", "ivf-pq", "ivf-sq8", "hnsw", "ivf-rabitq"]
+Kind = Annotated[
+    KindChoice | None,
+    typer.Option(
+        help="How versions are searched. auto: chosen from passages, dimension and memory.",
+        show_default=False,
+    ),
+]
+Recall = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        max=0.999,
+        metavar="RECALL",
+        help="Recall at 10 against exact search that versions must reach, such as 0.98. "
+        "0: the default, 0.95.",
+        show_default=False,
+    ),
+]
 
 # What to do, where the server's message cannot know how the caller would.
 _REMEDIES: Final = {
@@ -59,10 +80,21 @@ _REMEDIES: Final = {
     "VERSION_NOT_FOUND": "`shoal index versions INDEX` lists them",
     "BUILD_IN_PROGRESS": "`shoal index versions INDEX` says how far it is",
     "VERSION_SERVES": "`shoal index promote INDEX VERSION` does it",
+    "SNAPSHOT_EXISTS": "name a folder for each snapshot, such as one with the date",
     "STORAGE_FULL": "make room where the data is; nothing that was acknowledged is lost",
     "INTERNAL": "this is a bug of Shoal's: the log in the folder that `shoal status` names says "
     "more",
 }
+
+
+Filter = Annotated[
+    str,
+    typer.Option(
+        metavar="CONDITION",
+        help="Only what matches, by the index's fields: 'lang == \"en\" && year >= 2020'.",
+        show_default=False,
+    ),
+]
 
 
 def home_folder(home: Path | None) -> Path:
@@ -79,6 +111,15 @@ def endpoint_of(endpoint: str | None, home: Path | None = None) -> str:
         return str(stored["endpoint"])
     except (OSError, ValueError, KeyError, TypeError):
         return DEFAULT_ENDPOINT
+
+
+def kind_number(kind: KindChoice) -> SearchKind.ValueType:
+    """A kind as the protos number it: unspecified if it is to be chosen."""
+    from shoal.v1.search_pb2 import SearchKind
+
+    if kind == "auto":
+        return SearchKind.SEARCH_KIND_UNSPECIFIED
+    return SearchKind.Value("SEARCH_KIND_" + kind.upper().replace("-", "_"))
 
 
 @contextmanager

@@ -88,6 +88,15 @@ def print_table(
     out().print(table)
 
 
+def confirm(deed: str, question: str) -> None:
+    """Ask before what cannot be undone. Raises CliError where there is nobody to ask."""
+    import typer
+
+    if not sys.stdin.isatty():
+        raise CliError(f"{deed} cannot be undone: say --yes to do it")
+    typer.confirm(question, abort=True, err=True)
+
+
 def printable(text: str, keep: str = "") -> str:
     """A text without what would steer the terminal: each character of control becomes a space."""
     if text.isprintable():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from shoal.cli.options import AsJson, Endpoint, IndexName, Timeout, connected
+from shoal.cli.options import AsJson, Endpoint, Filter, IndexName, Timeout, connected
 from shoal.cli.output import print_message, print_table, printable, say, snippet
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def search(
     cache: Annotated[
         bool, typer.Option("--cache/--no-cache", help="Whether the cache may be used.")
     ] = True,
+    filter: Filter = "",  # noqa: A002  # the option's name
     explain: Annotated[
         bool, typer.Option("--explain", help="Show how the answer was made.")
     ] = False,
@@ -85,6 +86,7 @@ def search(
             require_complete=require_complete,
             explain=explain,
             hits_per_document=per_document,
+            filter=filter,
             hybrid=hybrid,
             lexical_weight=1.0 if lexical_only else lexical_weight,
             bypass_cache=not cache,
@@ -188,13 +190,14 @@ def _print_explanation(explanation: Explanation) -> None:
             each.shard,
             each.shard_server,
             f"{each.passages:,}",
+            f"{each.passages_matching:,}" if each.HasField("passages_matching") else "all",
             enum_name(SearchKind.DESCRIPTOR, each.kind),
             each.table_version,
         )
         for each in explanation.shards
     ]
     print_table(
-        ("shard", "server", "passages", "search", "table version"),
+        ("shard", "server", "passages", "matching", "search", "table version"),
         rows,
-        numbers=("shard", "passages", "table version"),
+        numbers=("shard", "passages", "matching", "table version"),
     )

@@ -6,14 +6,23 @@ import time
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
-from shoal.cli.options import AsJson, Endpoint, IndexName, Timeout, connected
+from shoal.cli.options import (
+    AsJson,
+    Endpoint,
+    IndexName,
+    Kind,
+    Recall,
+    Timeout,
+    connected,
+    kind_number,
+)
 from shoal.cli.output import CliError, note, print_json, print_message, print_table, say
 
 if TYPE_CHECKING:
     from shoal.client import Client
     from shoal.v1.indexes_pb2 import IndexVersion, ListIndexVersionsResponse
 
-COLUMNS: Final = ("version", "state", "made", "passages", "recall@10", "shards", "MB", "")
+COLUMNS: Final = ("version", "state", "kind", "made", "passages", "recall@10", "shards", "MB", "")
 NUMBERS: Final = ("version", "passages", "recall@10", "shards", "MB")
 # Between two looks at a build.
 POLL_S: Final = 0.5
@@ -31,21 +40,30 @@ def build(
     promote: Annotated[
         bool, typer.Option("--promote", help="Make it serve once it is ready.")
     ] = False,
+    recall: Recall = None,
+    kind: Kind = None,
     endpoint: Endpoint = None,
     as_json: AsJson = False,
     timeout: Timeout = 3600.0,
 ) -> None:
     """Build a version of an index, beside the one that serves."""
     with connected(endpoint) as client:
-        version = client.build_index_version(name, promote=promote, timeout_s=min(timeout, 30.0))
+        version = client.build_index_version(
+            name,
+            promote=promote,
+            recall_target=recall,
+            kind=kind_number(kind or "auto"),
+            timeout_s=min(timeout, 30.0),
+        )
         if wait:
             version = _wait(client, name, version.number, timeout)
     if as_json:
         print_message(version)
     elif wait:
         say(
-            f"Version {version.number} of {name} is ready: {version.passage_count:,} passages, "
-            f"recall@10 {version.recall:.3f}, {version.size_bytes / 1e6:.1f} MB."
+            f"Version {version.number} of {name} is ready: {_kind(version)}, "
+            f"{version.passage_count:,} passages, recall@10 {version.recall:.3f}, "
+            f"{version.size_bytes / 1e6:.1f} MB."
         )
         if not promote:
             note(f"Make it serve with `shoal index promote {name} {version.number}`.")
@@ -125,6 +143,7 @@ def _row(version: IndexVersion, found: ListIndexVersionsResponse) -> tuple[objec
     return (
         version.number,
         state,
+        _kind(version),
         version.create_time.ToJsonString()[:19],
         f"{version.passage_count:,}" if ready else "",
         f"{version.recall:.3f}" if ready else "",
@@ -132,6 +151,16 @@ def _row(version: IndexVersion, found: ListIndexVersionsResponse) -> tuple[objec
         f"{version.size_bytes / 1e6:.1f}" if ready else "",
         remark,
     )
+
+
+def _kind(version: IndexVersion) -> str:
+    """How it is searched, as `--kind` takes it; empty while that is still to be chosen."""
+    from shoal.cli.plain import enum_name
+    from shoal.v1.search_pb2 import SearchKind
+
+    if not version.kind:
+        return ""
+    return enum_name(SearchKind.DESCRIPTOR, version.kind).lower().replace("_", "-")
 
 
 def promote(

@@ -30,7 +30,9 @@ from shoal.internal.v1.writer_pb2 import (
     FinishVersionRequest,
 )
 from shoal.rpc.errors import ServiceError, service_error_of
+from shoal.rpc.index_goals import target_in_force
 from shoal.shard.build_job import BuildJob, StepProgress, Verified
+from shoal.shard.kind_names import name_of, number_of
 from shoal.v1.errors_pb2 import Reason
 from shoal.v1.indexes_pb2 import BuildProgress, IndexVersion, IndexVersionState
 
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-RECALL_TARGET: Final = 0.95
 WRITER_TIMEOUT_S: Final = 10.0
 # Between two attempts to tell the writer how a build ended: it may be restarting, or its disk full.
 TELL_AGAIN_S: Final = 1.0
@@ -105,8 +106,19 @@ class Builds:
         """For each index with a build that runs, or failed: what `plan` must know of it."""
         return {**self._failed, **dict.fromkeys(self._running, Building())}
 
-    async def start(self, entry: CatalogEntry, shard_count: int, *, promote: bool) -> IndexVersion:
-        """Begin a build, and return its version. Raises ServiceError."""
+    async def start(
+        self,
+        entry: CatalogEntry,
+        shard_count: int,
+        *,
+        promote: bool,
+        recall_target: float = 0.0,
+        kind: int = 0,
+    ) -> IndexVersion:
+        """Begin a build, and return its version. Raises ServiceError.
+
+        recall_target, kind: as the protos number it; 0 means the index's.
+        """
         uid = entry.uid
         mine = uid not in self._running
         if mine:
@@ -125,8 +137,10 @@ class Builds:
             shard_count=shard_count,
             dimension=entry.dimension,
             encoder_model=response.entry.encoder_model,
-            recall_target=RECALL_TARGET,
+            recall_target=target_in_force(recall_target or response.entry.recall_target),
             threads=self._limits.threads,
+            kind=name_of(kind or response.entry.kind),
+            memory_bytes=self._limits.memory_bytes,
         )
         self._running[uid] = _Running(response.version, job)
         self._failed.pop(uid, None)
@@ -298,6 +312,7 @@ def _success(job: BuildJob, verified: Verified) -> IndexVersion:
         size_bytes=verified.size_bytes,
         recall=verified.recall,
         recall_target=job.recall_target,
+        kind=number_of(verified.kind),
     )
 
 

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from shoal.v1 import cluster_pb2
 
 HOME_VARIABLE: Final = "SHOAL_HOME"
@@ -123,13 +131,34 @@ class Placements(_Frozen):
 
 
 class BuildLimits(_Frozen):
-    """What building versions of indexes may take. All of it runs at a low priority."""
+    """What building versions of indexes may take. All of it has what queries leave of a core."""
 
     threads: int = Field(default=2, ge=1, le=256)
     """Processor threads of a step that runs alone: training, verification."""
     encode_tasks: int = Field(default=2, ge=1, le=1024)
     """Segments that are encoded at once, by one thread each, on whichever machines Ray chooses.
     Each holds one segment in memory. With several machines: about the cores that may be spared."""
+    memory_bytes: ByteSize | None = Field(default=None, gt=0)
+    """Memory that one copy of an index may take over all its shard servers, such as 64GiB: what
+    the kind of a version is chosen by where none is declared. None: no bound, as the machines of
+    the shard servers are not known here, and segments are mapped, so that the system takes back
+    what searches do not touch; the kind then is IVF-PQ."""
+
+
+class Retention(_Frozen):
+    """How long what is not needed any more stays in storage.
+
+    The writer's settings of the same names (services/shoal/writer/config.py) give the reasons.
+    """
+
+    trim_interval_s: float = Field(default=900.0, gt=0)
+    """Seconds between two cleanings of every index: rows that were replaced, deleted or expired."""
+    keep_versions_s: float = Field(default=600.0, ge=0)
+    """Seconds for which such rows, and old versions of the table, are kept for readers."""
+    keep_tombstones_s: float = Field(default=7 * 86_400.0, ge=0)
+    """Seconds for which a deletion is remembered: how old a stored segment may be to catch up."""
+    keep_index_versions: int = Field(default=2, ge=0)
+    """Versions of an index kept beside the one that serves and the one a rollback leads to."""
 
 
 class ClusterConfig(_Frozen):
@@ -167,6 +196,8 @@ class ClusterConfig(_Frozen):
     Below about twenty thousand, exact search is as fast and loses nothing."""
     build: BuildLimits = BuildLimits()
     """What building versions of indexes may take."""
+    retention: Retention = Retention()
+    """What is removed from storage, and when."""
     standby_s: float = Field(default=600.0, ge=0)
     """Seconds for which a version that was replaced is kept loaded, so that a rollback to it takes
     less than one. It costs the memory of a second version; 0: none."""

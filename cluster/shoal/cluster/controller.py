@@ -217,12 +217,14 @@ def _index_problems(memory: Memory, observed: Observed, now_s: float) -> list[st
 
 def _notes(index: IndexPlacement, answers: Mapping[str, PublishTopologyResponse]) -> list[str]:
     """What is wrong with shards that serve all the same."""
-    return [
+    notes = [
         f"index {index.name}, {id_}: {state.message}"
         for id_, answer in sorted(answers.items())
         for state in answer.shards
         if state.ready and state.message and state.layout.index_uid == index.uid
     ]
+    # What is said of a server's shards together is said once.
+    return list(dict.fromkeys(notes))
 
 
 def ready_answers(observed: Observed, now_s: float) -> dict[str, PublishTopologyResponse]:

@@ -160,14 +160,25 @@ class ControllerLoop:
         """The numbers in force."""
         return self._memory.scale
 
-    async def start_build(self, name: str, *, promote: bool) -> IndexVersion:
-        """Begin to build a version of an index. Raises ServiceError."""
+    async def start_build(
+        self, name: str, *, promote: bool, recall_target: float = 0.0, kind: int = 0
+    ) -> IndexVersion:
+        """Begin to build a version of an index. Raises ServiceError.
+
+        recall_target, kind: 0 means the index's.
+        """
         await self._read_catalogue()
         if self._catalogue is None:
             raise not_ready("the controller has not read the catalogue yet: try again in a moment")
         for entry in self._catalogue:
             if entry.name == name:
-                return await self._builds.start(entry, self.scale.shards, promote=promote)
+                return await self._builds.start(
+                    entry,
+                    self._memory.scale_of(entry.uid).shards,
+                    promote=promote,
+                    recall_target=recall_target,
+                    kind=kind,
+                )
         raise ServiceError(
             Reason.REASON_INDEX_NOT_FOUND, f"there is no index {name!r}: create it first"
         )
@@ -336,7 +347,8 @@ class ControllerLoop:
                 minder.restarting(self._clock())
                 self._spawn(asyncio.to_thread(self._platform.restart, minder.placed))
             case BuildFirst(entry=entry):
-                self._builds.start_by_itself(entry, self.scale.shards)
+                shards = self._memory.scale_of(entry.uid).shards
+                self._builds.start_by_itself(entry, shards)
             case Abandon(entry=entry, index_version=number):
                 self._builds.abandon(entry, number)
 

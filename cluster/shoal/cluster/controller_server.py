@@ -138,7 +138,12 @@ class ControllerService(ControllerServiceServicer):
     async def StartBuild(self, request: StartBuildRequest, context: _Context) -> StartBuildResponse:
         """Begin to build a version of an index."""
         del context
-        version = await self.loop.start_build(request.name, promote=request.promote)
+        version = await self.loop.start_build(
+            request.name,
+            promote=request.promote,
+            recall_target=request.recall_target,
+            kind=request.kind,
+        )
         return StartBuildResponse(version=version)
 
     async def ListBuilds(self, request: ListBuildsRequest, context: _Context) -> ListBuildsResponse:

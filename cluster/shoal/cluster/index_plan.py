@@ -113,7 +113,10 @@ def plan_index(
         table_uri=entry.table_uri,
         encoder_model=entry.encoder_model,
         dimension=entry.dimension,
+        recall_target=entry.recall_target,
+        declared_kind=entry.kind,
         create_time=entry.create_time,
+        fields=entry.fields,
     )
     wanted = place(scale, index_version=entry.index_version, codebook_uri=entry.codebook_uri)
     if before is None or not before.HasField("serving"):

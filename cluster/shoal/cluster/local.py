@@ -262,6 +262,9 @@ def _environment(token: Path) -> dict[str, str]:
         # Workers are started for actors, not for stock: 40 MB each.
         "RAY_enable_worker_prestart": "0",
         "RAY_prestart_worker_first_driver": "0",
+        # Actors serve queries. By Ray's default (15) they would stand behind all else on the
+        # machine, and no build could stand behind them.
+        "RAY_worker_niceness": "0",
         "RAY_ROTATION_MAX_BYTES": str(LOG_FILE_BYTES),
         "RAY_ROTATION_BACKUP_COUNT": "2",
     }

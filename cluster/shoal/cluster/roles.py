@@ -109,7 +109,7 @@ def settings_for(
             }
         case Role.ROLE_WRITER:
             bundle = config.encoder.get("bundle", str(default_bundle("all-minilm-l6-v2-int8")))
-            provided = {"data": data, "tokenizer": str(bundle)}
+            provided = {"data": data, "tokenizer": str(bundle)} | config.retention.model_dump()
         case Role.ROLE_BROKER:
             provided = {"redis_url": redis_url(config, home)}
         case _:

@@ -19,20 +19,25 @@ from shoal.v1.documents_pb2 import (
     DeleteDocumentsRequest,
     Document,
     GetDocumentsRequest,
+    PurgeDocumentsRequest,
 )
-from shoal.v1.indexes_pb2 import CreateIndexRequest
+from shoal.v1.indexes_pb2 import CreateIndexRequest, FieldType, MetadataField
 from shoal.v1.search_pb2 import (
     BatchSearchRequest,
     Group,
     Hybrid,
     Rerank,
     RetrieveContextRequest,
+    SearchKind,
     SearchRequest,
     Vectors,
     VectorType,
 )
 
-_DOCUMENT_KEYS: Final = frozenset({"id", "title", "text", "metadata", "vector", "create_time"})
+_TYPE: Final = "FIELD_TYPE_"
+_DOCUMENT_KEYS: Final = frozenset(
+    {"id", "title", "text", "metadata", "vector", "create_time", "expires_at"}
+)
 
 
 def vectors(values: Sequence[float]) -> Vectors:
@@ -64,6 +69,7 @@ def search_request(
     omit_text: bool = False,
     bypass_cache: bool = False,
     hits_per_document: int | None = None,
+    filter: str = "",  # noqa: A002  # the field's name
     hybrid: bool = True,
     lexical_weight: float | None = None,
 ) -> SearchRequest:
@@ -73,6 +79,7 @@ def search_request(
     candidate_count: how many to rerank, 1 to 200; None means the cluster's default.
     min_table_version: one that a write returned, to read your own writes. hits_per_document: a
     number groups hits by document, no more than so many of each, and `top_k` counts documents.
+    filter: on the fields that the index declares, such as `lang == "en" && year >= 2020`.
     hybrid: whether the words of a question count beside its vector. lexical_weight: how much, 0 to
     1, where 1 is words alone; None means the cluster's default.
     What each field means is written in `shoal/v1/search.proto`.
@@ -86,6 +93,7 @@ def search_request(
         explain=explain,
         omit_text=omit_text,
         bypass_cache=bypass_cache,
+        filter=filter,
         group=None if hits_per_document is None else Group(per_document=hits_per_document),
     )
     if not hybrid or lexical_weight is not None:
@@ -115,7 +123,8 @@ def document(source: Document | Mapping[str, Any], position: int) -> Document:
     """A document, from a message or from a mapping with its fields.
 
     Keys: `id`, `title`, `text`, `metadata` (anything that JSON can hold), `vector` (a sequence of
-    numbers), `create_time` (a datetime; without a zone it is UTC). None is the same as no key.
+    numbers), `create_time` and `expires_at` (datetimes; without a zone they are UTC). None is the
+    same as no key.
     position: where it stands among those given, from 1, for errors. Raises ValueError for any other
     key, and TypeError for a value of the wrong type.
     """
@@ -146,13 +155,25 @@ def _document_of(source: Mapping[str, Any]) -> Document:
         message.vector.CopyFrom(vectors(source["vector"]))
     created: datetime | None = source.get("create_time")
     if created is not None:
-        message.create_time.FromDatetime(created if created.tzinfo else created.replace(tzinfo=UTC))
+        message.create_time.FromDatetime(_with_zone(created))
+    expires: datetime | None = source.get("expires_at")
+    if expires is not None:
+        message.expires_at.FromDatetime(_with_zone(expires))
     return message
+
+
+def _with_zone(time: datetime) -> datetime:
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def delete_request(index: str, document_ids: Iterable[str]) -> DeleteDocumentsRequest:
     """Which documents to delete."""
     return DeleteDocumentsRequest(index=index, document_ids=_ids(document_ids))
+
+
+def purge_request(index: str, document_ids: Iterable[str]) -> PurgeDocumentsRequest:
+    """Which documents to purge."""
+    return PurgeDocumentsRequest(index=index, document_ids=_ids(document_ids))
 
 
 def get_request(
@@ -171,9 +192,37 @@ def _ids(document_ids: Iterable[str]) -> list[str]:
     return list(document_ids)
 
 
-def create_index_request(name: str, dimension: int) -> CreateIndexRequest:
-    """What index to make, with an id that makes it safe to send twice."""
-    return CreateIndexRequest(name=name, dimension=dimension, request_id=uuid.uuid4().hex)
+def create_index_request(
+    name: str,
+    dimension: int,
+    fields: Mapping[str, str] | None = None,
+    *,
+    recall_target: float = 0.0,
+    kind: SearchKind.ValueType = SearchKind.SEARCH_KIND_UNSPECIFIED,
+) -> CreateIndexRequest:
+    """What index to make, with an id that makes it safe to send twice.
+
+    fields: their types by their names. Raises ValueError for a type that there is not.
+    """
+    return CreateIndexRequest(
+        name=name,
+        dimension=dimension,
+        request_id=uuid.uuid4().hex,
+        recall_target=recall_target,
+        kind=kind,
+        fields=[
+            MetadataField(name=field, type=field_type(type_))
+            for field, type_ in (fields or {}).items()
+        ],
+    )
+
+
+def field_type(name: str) -> FieldType.ValueType:
+    """A type of metadata by its name, such as `string`. Raises ValueError."""
+    known = [each.removeprefix(_TYPE).lower() for each in FieldType.keys()[1:]]
+    if name not in known:
+        raise ValueError(f"{name!r} is no type for a field: one of {', '.join(known)}")
+    return FieldType.Value(_TYPE + name.upper())
 
 
 def scale_request(numbers: Mapping[str, int | None], index: str = "") -> ScaleClusterRequest:

@@ -13,6 +13,7 @@ import grpc
 from shoal.client import _requests as requests
 from shoal.client._channel import DEFAULT_ENDPOINT, Options, channel_options, target_of
 from shoal.client._errors import ShoalError, error_of
+from shoal.client._snapshots import SnapshotCalls
 from shoal.client._upsert import (
     CLOSE_S,
     STALL_S,
@@ -28,12 +29,15 @@ from shoal.v1.cluster_pb2_grpc import ClusterServiceStub
 from shoal.v1.documents_pb2 import (
     Document,
     GetDocumentsResponse,
+    PurgeDocumentsResponse,
     UpsertDocumentsRequest,
     UpsertDocumentsResponse,
 )
 from shoal.v1.documents_pb2_grpc import DocumentServiceStub
 from shoal.v1.indexes_pb2 import (
     BuildIndexVersionRequest,
+    CleanIndexRequest,
+    CleanIndexResponse,
     DescribeIndexRequest,
     DescribeIndexResponse,
     DropIndexRequest,
@@ -46,11 +50,13 @@ from shoal.v1.indexes_pb2 import (
     PromoteIndexVersionRequest,
     RollbackIndexRequest,
     RollbackIndexResponse,
+    UpdateIndexRequest,
 )
 from shoal.v1.indexes_pb2_grpc import IndexServiceStub
 from shoal.v1.search_pb2 import (
     BatchSearchResponse,
     RetrieveContextResponse,
+    SearchKind,
     SearchRequest,
     SearchResponse,
 )
@@ -64,7 +70,7 @@ _UpsertMethod: TypeAlias = (
 )
 
 
-class Client:
+class Client(SnapshotCalls):
     """Talks to one broker or several."""
 
     def __init__(
@@ -129,6 +135,7 @@ class Client:
         omit_text: bool = False,
         bypass_cache: bool = False,
         hits_per_document: int | None = None,
+        filter: str = "",  # noqa: A002  # the field's name
         hybrid: bool = True,
         lexical_weight: float | None = None,
         timeout_s: float = 10.0,
@@ -150,6 +157,7 @@ class Client:
             omit_text=omit_text,
             bypass_cache=bypass_cache,
             hits_per_document=hits_per_document,
+            filter=filter,
             hybrid=hybrid,
             lexical_weight=lexical_weight,
         )
@@ -222,6 +230,16 @@ class Client:
         request = requests.delete_request(index, document_ids)
         return self._call(self._documents.DeleteDocuments, request, timeout_s).table_version
 
+    def purge(
+        self, index: str, document_ids: Iterable[str], *, timeout_s: float = 120.0
+    ) -> PurgeDocumentsResponse:
+        """Delete documents, and take them out of storage: they cannot be recovered.
+
+        `remains` of the answer says where something of them may still be, and until when.
+        """
+        request = requests.purge_request(index, document_ids)
+        return self._call(self._documents.PurgeDocuments, request, timeout_s)
+
     def get(
         self,
         index: str,
@@ -234,10 +252,44 @@ class Client:
         request = requests.get_request(index, document_ids, min_table_version)
         return self._call(self._documents.GetDocuments, request, timeout_s)
 
-    def create_index(self, name: str, dimension: int = 0, *, timeout_s: float = 30.0) -> Index:
-        """Make an empty index. dimension: 0 means that of the cluster's encoder."""
-        request = requests.create_index_request(name, dimension)
+    def create_index(
+        self,
+        name: str,
+        dimension: int = 0,
+        *,
+        fields: Mapping[str, str] | None = None,
+        recall_target: float = 0.0,
+        kind: SearchKind.ValueType = SearchKind.SEARCH_KIND_UNSPECIFIED,
+        timeout_s: float = 30.0,
+    ) -> Index:
+        """Make an empty index.
+
+        dimension: 0 means that of the cluster's encoder. fields: of the documents' metadata, that
+        searches are to filter by, `{"lang": "string"}`; types are string, integer, float, boolean,
+        timestamp and strings. recall_target: recall at 10 that its versions are built to reach; 0
+        means the cluster's default. kind: to build them as; unspecified means that it is chosen
+        from passages, dimension and memory.
+        """
+        request = requests.create_index_request(
+            name, dimension, fields, recall_target=recall_target, kind=kind
+        )
         return self._call(self._indexes.CreateIndex, request, timeout_s).index
+
+    def update_index(
+        self,
+        name: str,
+        *,
+        recall_target: float | None = None,
+        kind: SearchKind.ValueType | None = None,
+        timeout_s: float = 10.0,
+    ) -> Index:
+        """Change what the next versions of an index are to be; None leaves it. Returns the index.
+
+        recall_target: 0 means the cluster's default. kind: unspecified means that it is chosen.
+        What serves is not touched.
+        """
+        request = UpdateIndexRequest(name=name, recall_target=recall_target, kind=kind)
+        return self._call(self._indexes.UpdateIndex, request, timeout_s).index
 
     def list_indexes(self, *, timeout_s: float = 10.0) -> Iterator[Index]:
         """All indexes, by name. timeout_s: for each page."""
@@ -259,13 +311,22 @@ class Client:
         self._call(self._indexes.DropIndex, DropIndexRequest(name=name), timeout_s)
 
     def build_index_version(
-        self, name: str, *, promote: bool = False, timeout_s: float = 10.0
+        self,
+        name: str,
+        *,
+        promote: bool = False,
+        recall_target: float | None = None,
+        kind: SearchKind.ValueType = SearchKind.SEARCH_KIND_UNSPECIFIED,
+        timeout_s: float = 10.0,
     ) -> IndexVersion:
         """Begin to build a version of an index, beside the one that serves; return it.
 
         promote: make it serve once it is ready. `index_versions` says how far it is.
+        recall_target, kind: those of the index, unless they are given.
         """
-        request = BuildIndexVersionRequest(name=name, promote=promote)
+        request = BuildIndexVersionRequest(
+            name=name, promote=promote, recall_target=recall_target, kind=kind
+        )
         return self._call(self._indexes.BuildIndexVersion, request, timeout_s).version
 
     def index_versions(
@@ -274,6 +335,11 @@ class Client:
         """A page of up to 1,000 versions of an index, and which of them serves."""
         request = ListIndexVersionsRequest(name=name, page_size=1000, page_token=page_token)
         return self._call(self._indexes.ListIndexVersions, request, timeout_s)
+
+    def clean_index(self, name: str, *, timeout_s: float = 600.0) -> CleanIndexResponse:
+        """Remove from storage, now, what the cluster's policy does not keep."""
+        request = CleanIndexRequest(name=name)
+        return self._call(self._indexes.CleanIndex, request, timeout_s)
 
     def promote_index_version(
         self,

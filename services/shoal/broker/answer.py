@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -48,6 +49,11 @@ class Trace:
     reranker_model: str = ""
     versions: dict[int, int] = field(default_factory=dict)
     """Table version that each shard had applied when it answered."""
+    matching_counts: dict[int, int] = field(default_factory=dict)
+    """Passages of each shard that match the filter; empty if there is none."""
+    holds_until_s: float = math.inf
+    """When the next passage of the shards that answered expires, in seconds since 1970: what was
+    found holds no longer."""
 
 
 def build_response(
@@ -91,6 +97,9 @@ def build_response(
                         table_version=state.table_version if state.ready else 0,
                         passages=state.passage_count,
                         kind=state.kind,
+                        passages_matching=(
+                            trace.matching_counts.get(state.shard) if state.ready else None
+                        ),
                     )
                     for server, state in sorted(states, key=lambda each: each[1].shard)
                 ],

@@ -106,16 +106,23 @@ class Cache:
             return None
         return cast("bytes | None", await self._guard(store.get(key)))
 
-    def put(self, key: bytes, value: bytes) -> None:
-        """Store a value, without making anybody wait for it."""
+    def put(self, key: bytes, value: bytes, ttl_s: float | None = None) -> None:
+        """Store a value, without making anybody wait for it.
+
+        ttl_s: for so long at most; None, or more than the settings say: as long as those say.
+        """
         store = self._redis
+        longest_ms = 1000 * self._settings.cache_ttl_s
+        ttl_ms = longest_ms if ttl_s is None else int(min(longest_ms, 1000 * ttl_s))
+        if ttl_ms <= 0:
+            return
         if store is None or not self.available or len(value) > self._settings.cache_value_bytes:
             return
         if self._looks >= self._most_looks or len(self._storing) >= _MAX_LOOKS:
             return  # Redis is slower than the answers: what is not stored is computed again.
 
         async def put() -> None:
-            await self._guard(store.set(key, value, ex=self._settings.cache_ttl_s))
+            await self._guard(store.set(key, value, px=ttl_ms))
 
         task = asyncio.create_task(put())
         self._storing.add(task)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final, cast
 
 import grpc
+from shoal.broker.probe import Probe
 from shoal.broker.reading import DocumentReader
-from shoal.broker.routes import Routes
+from shoal.broker.routes import IndexRoute, Routes
 from shoal.broker.targets import Targets
 from shoal.broker.validation import MAX_DELETE_IDS, MAX_GET_IDS, check_ids
 from shoal.broker.writing import reach_writer, writer_error
 from shoal.internal.v1.shard_pb2 import StoredDocument
-from shoal.internal.v1.writer_pb2 import RemoveDocumentsRequest, WriteDocumentsRequest
+from shoal.internal.v1.writer_pb2 import (
+    PurgeRowsRequest,
+    RemoveDocumentsRequest,
+    WriteDocumentsRequest,
+)
 from shoal.internal.v1.writer_pb2_grpc import WriterServiceStub
 from shoal.rpc.deadline import Deadline
 from shoal.v1.documents_pb2 import (
@@ -21,6 +27,8 @@ from shoal.v1.documents_pb2 import (
     Document,
     GetDocumentsRequest,
     GetDocumentsResponse,
+    PurgeDocumentsRequest,
+    PurgeDocumentsResponse,
     UpsertDocumentsRequest,
     UpsertDocumentsResponse,
 )
@@ -29,16 +37,44 @@ from shoal.v1.documents_pb2_grpc import DocumentServiceServicer
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 READ_SHARE: Final = 0.9
+# Part of a purge's budget that may go by until the shards have seen the deletions.
+_SHARDS_SHARE: Final = 0.3
+# Between two looks at the shards.
+_LOOK_S: Final = 0.05
+
+_IN_SNAPSHOTS: Final = (
+    "snapshots of the index and other copies that were made of its storage: remove those yourself"
+)
+_IN_SEGMENTS: Final = (
+    "shard servers' memory and stored segments, which hold ids and codes but no text: out of "
+    "answers from now on, and written again without them as soon as each server has folded its "
+    "shards, mostly within seconds; a server that is down does it when it is back"
+)
 
 
 class DocumentsServer(DocumentServiceServicer):
     """DocumentService."""
 
     def __init__(
-        self, routes: Callable[[], Routes], writers: Targets, reader: DocumentReader
+        self,
+        routes: Callable[[], Routes],
+        writers: Targets,
+        reader: DocumentReader,
+        probe: Probe,
+        cache_ttl_s: float | None,
     ) -> None:
-        """routes: gives the routes that are followed now."""
+        """routes: gives the routes that are followed now.
+
+        cache_ttl_s: seconds for which answers are cached; None if they are not.
+        """
         self._routes, self._writers, self._reader = routes, writers, reader
+        self._probe = probe
+        self._remains = [_IN_SNAPSHOTS, _IN_SEGMENTS]
+        if cache_ttl_s is not None:
+            self._remains.append(
+                "answers in the cache: out of reach from now on, and gone from Redis's memory "
+                f"within {cache_ttl_s:g} s"
+            )
 
     async def UpsertDocuments(
         self, requests: AsyncIterator[UpsertDocumentsRequest], context: _Context
@@ -82,6 +118,39 @@ class DocumentsServer(DocumentServiceServicer):
         )
         return DeleteDocumentsResponse(table_version=response.table_version)
 
+    async def PurgeDocuments(
+        self, request: PurgeDocumentsRequest, context: _Context
+    ) -> PurgeDocumentsResponse:
+        """Have the writer delete documents, then take them out of its files."""
+        check_ids(request.document_ids, MAX_DELETE_IDS)
+        route = self._routes().index(request.index)
+        deadline = Deadline.of(context)
+        removal = RemoveDocumentsRequest(index=request.index, document_ids=request.document_ids)
+        removed = await reach_writer(
+            self._writers,
+            lambda stub, budget_s: stub.RemoveDocuments(removal, timeout=budget_s),
+            deadline,
+        )
+        # A shard that has not seen the deletions when they are removed too must be made again.
+        await self._reached(route, removed.table_version, deadline.share(_SHARDS_SHARE))
+        purge = PurgeRowsRequest(index=request.index, document_ids=request.document_ids)
+        response = await reach_writer(
+            self._writers,
+            lambda stub, budget_s: stub.PurgeRows(purge, timeout=budget_s),
+            deadline,
+        )
+        purged: PurgeDocumentsResponse = response.purged
+        purged.remains.extend(self._remains)
+        return purged
+
+    async def _reached(self, route: IndexRoute, version: int, deadline: Deadline) -> None:
+        """Wait until every copy of every shard has a table version, as far as there is time."""
+        while not deadline.passed:
+            await self._probe.refresh(deadline)
+            if self._probe.reached(route, version):
+                return
+            await asyncio.sleep(min(_LOOK_S, deadline.budget_s))
+
     async def GetDocuments(
         self, request: GetDocumentsRequest, context: _Context
     ) -> GetDocumentsResponse:
@@ -112,4 +181,6 @@ def _document(stored: StoredDocument) -> Document:
     )
     if stored.HasField("metadata"):
         document.metadata.CopyFrom(stored.metadata)
+    if stored.HasField("expires_at"):
+        document.expires_at.CopyFrom(stored.expires_at)
     return document

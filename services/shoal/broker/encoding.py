@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from shoal.broker.coalesce import Coalescer
 from shoal.broker.targets import Target, Targets
@@ -12,6 +13,9 @@ from shoal.internal.v1.encoder_pb2_grpc import EncoderServiceStub
 from shoal.rpc.deadline import Deadline
 from shoal.rpc.errors import ServiceError
 from shoal.v1.errors_pb2 import Reason
+
+# What the caller can do something about.
+_PASSED_ON: Final = (Reason.REASON_INVALID_FIELD, Reason.REASON_OVERLOADED)
 
 
 @dataclass(frozen=True)
@@ -31,13 +35,16 @@ class EncodeStage:
         self._targets, self._max_count = targets, max_count
 
     async def encode(self, text: str, deadline: Deadline) -> QueryVector:
-        """Encode a query. Raises ENCODER_UNAVAILABLE if no encoder does it in time."""
+        """Encode a query.
+
+        Raises ENCODER_UNAVAILABLE if no encoder does it in time, OVERLOADED if all have too much.
+        """
         try:
             _, vector = await self._targets.first_to_do(
                 lambda target: self._coalescer(target).submit(text, deadline), deadline
             )
         except (TimeoutError, ServiceError) as error:
-            if isinstance(error, ServiceError) and error.reason == Reason.REASON_INVALID_FIELD:
+            if isinstance(error, ServiceError) and error.reason in _PASSED_ON:
                 raise
             raise ServiceError(
                 Reason.REASON_ENCODER_UNAVAILABLE,

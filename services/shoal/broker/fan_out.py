@@ -50,6 +50,8 @@ class ShardQuery:
     top_k: int
     fill: Fill.ValueType
     min_table_version: int = 0
+    filter: str = ""
+    """Canonical; empty if there is none."""
     words: LexicalQuery | None = None
     """None: only its vector is looked at."""
 
@@ -277,6 +279,7 @@ async def _search(
         top_k=[query.top_k for query in queries],
         fill=[query.fill for query in queries],
         min_table_version=queries[0].min_table_version,
+        filters=[query.filter for query in queries] if any(q.filter for q in queries) else None,
     )
     if any(query.words is not None for query in queries):
         request.lexical.extend([query.words or LexicalQuery() for query in queries])

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import uuid
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Final
 
 import grpc
 from shoal.broker.probe import Probe
 from shoal.broker.routes import IndexRoute
+from shoal.broker.snapshots_server import SnapshotHandlers
 from shoal.broker.targets import Targets
 from shoal.broker.validation import DEFAULT_PAGE, MAX_PAGE, check_index_name
 from shoal.broker.versions_server import VersionHandlers
 from shoal.broker.waiting import RoutesBoard
 from shoal.broker.writing import reach_writer
+from shoal.filters.fields import check_fields, field_messages
 from shoal.internal.v1.shard_pb2 import ShardState
 from shoal.internal.v1.writer_pb2 import (
+    CleanTableRequest,
     CreateTableRequest,
     DropTableRequest,
     DropTableResponse,
+    ListTablesRequest,
+    UpdateTableRequest,
 )
 from shoal.rpc.arrays import MAX_DIMENSION
 from shoal.rpc.deadline import Deadline
 from shoal.rpc.errors import InvalidFieldError, ServiceError
+from shoal.rpc.index_goals import check_kind, check_recall_target, target_in_force
 from shoal.v1.errors_pb2 import Reason
 from shoal.v1.indexes_pb2 import (
+    CleanIndexRequest,
+    CleanIndexResponse,
     CreateIndexRequest,
     CreateIndexResponse,
     DescribeIndexRequest,
@@ -35,14 +44,20 @@ from shoal.v1.indexes_pb2 import (
     ListIndexesRequest,
     ListIndexesResponse,
     ShardReplica,
+    UpdateIndexRequest,
+    UpdateIndexResponse,
 )
 from shoal.v1.indexes_pb2_grpc import IndexServiceServicer
 from shoal.v1.search_pb2 import SearchKind
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
+# Most that the writer may take to say how many rows a table has.
+_ROWS_S: Final = 1.0
+_ROWS_SHARE: Final = 0.3
 
-class IndexesServer(VersionHandlers, IndexServiceServicer):
+
+class IndexesServer(VersionHandlers, SnapshotHandlers, IndexServiceServicer):
     """IndexService."""
 
     def __init__(
@@ -61,12 +76,18 @@ class IndexesServer(VersionHandlers, IndexServiceServicer):
             raise InvalidFieldError("dimension", f"must be 1 to {MAX_DIMENSION}, or 0")
         if len(request.request_id.encode()) > 64:
             raise InvalidFieldError("request_id", "has more than 64 bytes")
+        check_recall_target(request.recall_target)
+        check_kind(request.kind)
+        fields = field_messages(check_fields(request.fields))
         deadline = Deadline.of(context)
         creation = CreateTableRequest(
             name=request.name,
             dimension=request.dimension,
+            fields=fields,
             # Repeating a call whose answer was lost must not find its own index in the way.
             request_id=request.request_id or uuid.uuid4().hex,
+            recall_target=request.recall_target,
+            kind=request.kind,
         )
         response = await reach_writer(
             self._writers,
@@ -96,8 +117,38 @@ class IndexesServer(VersionHandlers, IndexServiceServicer):
                 dimension=entry.dimension,
                 create_time=entry.create_time,
                 state=IndexState.INDEX_STATE_LOADING,
+                recall_target=target_in_force(entry.recall_target),
+                declared_kind=entry.kind,
+                fields=entry.fields,
             )
         )
+
+    async def UpdateIndex(
+        self, request: UpdateIndexRequest, context: _Context
+    ) -> UpdateIndexResponse:
+        """Have the writer note what the next versions are to be."""
+        check_index_name(request.name)
+        check_recall_target(request.recall_target)
+        check_kind(request.kind)
+        update = UpdateTableRequest(name=request.name)
+        if request.HasField("recall_target"):
+            update.recall_target = request.recall_target
+        if request.HasField("kind"):
+            update.kind = request.kind
+        response = await reach_writer(
+            self._writers,
+            lambda stub, budget_s: stub.UpdateTable(update, timeout=budget_s),
+            Deadline.of(context),
+        )
+        entry = response.entry
+        index = Index(name=entry.name, uid=entry.uid, dimension=entry.dimension)
+        route = self._board.routes.indexes.get(request.name)
+        if route is not None and route.uid == entry.uid:
+            index = self._index(route)
+        # The topology that says so may be on its way.
+        index.recall_target = target_in_force(entry.recall_target)
+        index.declared_kind = entry.kind
+        return UpdateIndexResponse(index=index)
 
     async def ListIndexes(
         self, request: ListIndexesRequest, context: _Context
@@ -120,7 +171,6 @@ class IndexesServer(VersionHandlers, IndexServiceServicer):
         self, request: DescribeIndexRequest, context: _Context
     ) -> DescribeIndexResponse:
         """Describe an index and every replica of its shards."""
-        del context
         route = self._board.routes.index(request.name)
         states = self._probe.states(route)
         replicas = [
@@ -130,7 +180,37 @@ class IndexesServer(VersionHandlers, IndexServiceServicer):
             for shard in group.shards
         ]
         replicas.sort(key=lambda each: (each.shard, each.shard_server))
-        return DescribeIndexResponse(index=self._index(route), shards=replicas)
+        index = self._index(route)
+        await self._add_rows(index, Deadline.of(context))
+        return DescribeIndexResponse(index=index, shards=replicas)
+
+    async def CleanIndex(self, request: CleanIndexRequest, context: _Context) -> CleanIndexResponse:
+        """Have the writer clean an index's storage."""
+        check_index_name(request.name)
+        cleaning = CleanTableRequest(name=request.name)
+        response = await reach_writer(
+            self._writers,
+            lambda stub, budget_s: stub.CleanTable(cleaning, timeout=budget_s),
+            Deadline.of(context),
+        )
+        cleaned: CleanIndexResponse = response.cleaned
+        return cleaned
+
+    async def _add_rows(self, index: Index, deadline: Deadline) -> None:
+        """Add what the writer says of the table; without it the description is as good."""
+        patience = Deadline.after(min(_ROWS_S, _ROWS_SHARE * deadline.budget_s))
+        try:
+            response = await reach_writer(
+                self._writers,
+                lambda stub, budget_s: stub.ListTables(ListTablesRequest(), timeout=budget_s),
+                patience,
+            )
+        except ServiceError:
+            return
+        for entry in response.entries:
+            if entry.uid == index.uid:
+                index.row_count = entry.row_count
+                index.superseded_row_count = max(0, entry.row_count - index.passage_count)
 
     async def DropIndex(self, request: DropIndexRequest, context: _Context) -> DropIndexResponse:
         """Have the writer drop a table, and wait until nobody serves it."""
@@ -172,7 +252,8 @@ class IndexesServer(VersionHandlers, IndexServiceServicer):
 
     def _index(self, route: IndexRoute) -> Index:
         ready: dict[int, ShardState] = {}
-        for (_, shard), state in self._probe.states(route).items():
+        states = self._probe.states(route)
+        for (_, shard), state in states.items():
             if state.ready and state.table_version >= ready.get(shard, state).table_version:
                 ready[shard] = state
         state_value = IndexState.INDEX_STATE_READY
@@ -180,7 +261,6 @@ class IndexesServer(VersionHandlers, IndexServiceServicer):
             state_value = IndexState.INDEX_STATE_LOADING
         elif len(ready) < route.shard_count:
             state_value = IndexState.INDEX_STATE_DEGRADED
-        kinds = {state.kind for state in ready.values()}
         return Index(
             name=route.name,
             uid=route.uid,
@@ -190,13 +270,34 @@ class IndexesServer(VersionHandlers, IndexServiceServicer):
             state=state_value,
             table_version=min((each.table_version for each in ready.values()), default=0),
             index_version=route.index_version,
-            # IVF-PQ only once all shards have it.
-            kind=min(kinds, default=SearchKind.SEARCH_KIND_UNSPECIFIED),
+            kind=_common_kind({state.kind for state in ready.values()}),
             document_count=sum(each.document_count for each in ready.values()),
             passage_count=sum(each.passage_count for each in ready.values()),
             shard_count=route.shard_count,
+            fields=field_messages(route.fields),
             standby_version=route.standby_version,
+            recall_target=target_in_force(route.recall_target),
+            declared_kind=SearchKind.ValueType(route.declared_kind),
+            live_recall=_live_recall(states.values()),
+            search_effort=max((each.search_effort for each in states.values()), default=0),
         )
+
+
+def _common_kind(kinds: set[SearchKind.ValueType]) -> SearchKind.ValueType:
+    """How all shards search: a version's kind only once every one of them has it."""
+    if len(kinds) == 1:
+        return next(iter(kinds))
+    exact = SearchKind.SEARCH_KIND_EXACT
+    return exact if exact in kinds else SearchKind.SEARCH_KIND_UNSPECIFIED
+
+
+def _live_recall(states: Iterable[ShardState]) -> float | None:
+    """Recall over all replicas of all shards, by the queries that each was measured with."""
+    known = [each for each in states if each.ready and each.HasField("recall")]
+    count = sum(each.recall_query_count for each in known)
+    if not count:
+        return None
+    return sum(each.recall * each.recall_query_count for each in known) / count
 
 
 def _replica(server: str, shard: int, state: ShardState | None) -> ShardReplica:
@@ -212,4 +313,6 @@ def _replica(server: str, shard: int, state: ShardState | None) -> ShardReplica:
         tail_count=state.tail_count,
         memory_bytes=state.memory_bytes,
         ready=state.ready,
+        recall=state.recall if state.HasField("recall") else None,
+        recall_queries=state.recall_query_count,
     )

@@ -6,11 +6,13 @@ The only module that awaits the stages: encode, search, merge, fetch, rerank, an
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +39,14 @@ from shoal.rpc.deadline import Deadline
 from shoal.rpc.errors import ServiceError
 from shoal.v1.errors_pb2 import Reason
 from shoal.v1.search_pb2 import CacheState, Hit, SearchRequest, SearchResponse, Stage
+
+# Of what all shard servers say, that which the caller can do something about.
+_PASSED_ON: Final = (
+    Reason.REASON_TABLE_VERSION_AHEAD,
+    Reason.REASON_INVALID_FIELD,
+    Reason.REASON_INVALID_FILTER,
+    Reason.REASON_OVERLOADED,
+)
 
 
 @dataclass(frozen=True)
@@ -180,7 +190,7 @@ class Pipeline:
         waits = self._version_to_wait_for(request, route)
         if words is not None:
             depth = _fused_depth(query, depth)
-        shard_query = ShardQuery(vector, depth, fill, waits, words)
+        shard_query = ShardQuery(vector, depth, fill, waits, query.filter, words)
         with _timed(trace, Stage.STAGE_SEARCH):
             found = await self.shards.search(route, shard_query, budget.search())
             if not waits and found.is_behind(wanted):
@@ -326,7 +336,20 @@ class Pipeline:
         trace: Trace,
     ) -> SearchResponse:
         states = [(answer.server, state) for answer in found.answers for state in answer.states]
+        trace.matching_counts = {
+            state.shard: count
+            for answer in found.answers
+            for state, count in zip(answer.states, answer.candidates.matching_counts, strict=False)
+        }
         trace.versions = {state.shard: state.table_version for _, state in states if state.ready}
+        trace.holds_until_s = min(
+            (
+                state.next_expiry.ToNanoseconds() / 1e9
+                for _, state in states
+                if state.HasField("next_expiry")
+            ),
+            default=math.inf,
+        )
         for server, state in states:
             if not state.ready:
                 message = f"shard {state.shard} on {server} is not ready: {state.message}"
@@ -406,7 +429,7 @@ def _nobody_answered(found: Found) -> ServiceError:
         if isinstance(error, ServiceError) and not _is_late(error)
     ]
     for error in errors:
-        if error.reason in (Reason.REASON_TABLE_VERSION_AHEAD, Reason.REASON_INVALID_FIELD):
+        if error.reason in _PASSED_ON:
             return error
     if errors:
         return ServiceError(

@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from google.protobuf.timestamp_pb2 import Timestamp
+from shoal.filters.fields import Field, read_fields
 from shoal.internal.v1.shard_pb2 import LayoutKey
 from shoal.internal.v1.topology_pb2 import IndexPlacement, Topology
 from shoal.rpc.errors import ServiceError
 from shoal.v1.cluster_pb2 import Instance, InstanceState, Role
 from shoal.v1.errors_pb2 import Reason
+from shoal.v1.search_pb2 import SearchKind
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,14 @@ class IndexRoute:
     shard_count: int
     groups: tuple[ShardGroup, ...]
     """One call to one server of each group covers the index. Empty while it loads."""
+    fields: tuple[Field, ...] = ()
+    """Of the documents' metadata, that searches can filter by."""
     standby_version: int | None = None
     """Version that is kept loaded for a rollback; None if there is none."""
+    recall_target: float = 0.0
+    """Recall at 10 that versions are built to reach; 0 for the default."""
+    declared_kind: int = SearchKind.SEARCH_KIND_UNSPECIFIED
+    """Kind that versions are built as; unspecified if it is chosen."""
 
     @property
     def layout(self) -> LayoutKey:
@@ -120,5 +128,8 @@ def _route_of(index: IndexPlacement) -> IndexRoute:
         index_version=index.serving.index_version,
         shard_count=index.serving.shard_count or index.preparing.shard_count,
         groups=tuple(ShardGroup(shards, tuple(servers)) for shards, servers in groups.items()),
+        fields=read_fields(index.fields),
         standby_version=index.standby.index_version if index.HasField("standby") else None,
+        recall_target=index.recall_target,
+        declared_kind=index.declared_kind,
     )

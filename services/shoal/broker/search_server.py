@@ -54,8 +54,10 @@ class SearchServer(SearchServiceServicer):
         routes: Callable[[], Routes],
         pipeline: Pipeline,
         contexts: ContextStage,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        """routes: gives the routes that are followed now."""
+        """routes: gives the routes that are followed now. wall_clock: seconds since 1970."""
+        self._wall_clock = wall_clock
         self._contexts = contexts
         self._settings, self._broker_id = settings, broker_id
         self._routes, self._pipeline = routes, pipeline
@@ -200,13 +202,17 @@ class SearchServer(SearchServiceServicer):
             if response.coverage.complete and cache.available:
                 versions = tuple(trace.versions[shard] for shard in range(route.shard_count))
                 key = answer_key(request, route, versions, models, query.rerank_count, query.hybrid)
-                cache.put(key, response.SerializeToString())
+                ttl_s = trace.holds_until_s - self._wall_clock()
+                cache.put(key, response.SerializeToString(), ttl_s)
             return response, trace, deadline
 
         (response, trace, theirs), shared = await self._flights.run(flight, compute, deadline)
         if shared and not response.coverage.complete and deadline.at_s > theirs.at_s + ROOM_S:
             # Perhaps cut for want of time, of which there is more here, and among others like this.
             (response, trace, _), shared = await self._flights.run(flight, compute, deadline)
+        if shared and trace.holds_until_s <= self._wall_clock():
+            # Something has expired since it was searched, perhaps before this one asked.
+            return await self._compute(request, route, query, deadline)
         if not shared:
             return response, trace
         # Others hold the same message: each writes its own timings into a copy.

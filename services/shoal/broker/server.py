@@ -85,9 +85,11 @@ class BrokerService:
         self._search = SearchServer(
             settings, self.follower.instance_id, self._routes, pipeline, ContextStage(reader)
         )
+        cached = self._settings.redis_url is not None
+        cache_ttl_s = self._settings.cache_ttl_s if cached else None
         search_pb2_grpc.add_SearchServiceServicer_to_server(self._search, server)
         documents_pb2_grpc.add_DocumentServiceServicer_to_server(
-            DocumentsServer(self._routes, writers, reader), server
+            DocumentsServer(self._routes, writers, reader, self._probe, cache_ttl_s), server
         )
         indexes_pb2_grpc.add_IndexServiceServicer_to_server(
             IndexesServer(board, writers, controllers, self._probe), server

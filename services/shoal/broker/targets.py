@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import grpc
@@ -110,11 +110,11 @@ class Targets:
         return list(self._targets.values())
 
     def choose(
-        self, ids: Sequence[str] | None = None, without: set[str] | None = None
+        self, ids: Sequence[str] | None = None, without: Collection[str] = ()
     ) -> Target | None:
         """Choose one among `ids`, or among all, leaving out some; None if none is left."""
         among = self.all() if ids is None else [self._targets[i] for i in ids if i in self._targets]
-        return self._chooser.choose([each for each in among if each.id not in (without or ())])
+        return self._chooser.choose([each for each in among if each.id not in without])
 
     async def first_to_do(
         self,
@@ -128,15 +128,17 @@ class Targets:
 
         Goes over all of them, again and again, until the deadline: one that was killed is back
         within seconds. `rounds` is for what is not worth waiting for; a fault that is likely to
-        come back is met TRIES times. Raises the last ServiceError, or TimeoutError if there was
-        none.
+        come back is met TRIES times, and nobody waits for instances that are all overloaded.
+        Raises the last ServiceError, or TimeoutError if there was none.
         """
-        failed: set[str] = set()
+        failed: dict[str, ServiceError] = {}
         last: ServiceError | None = None
         tries = TRIES
         while not deadline.passed:
             target = self.choose(ids, failed)
             if target is None:
+                if failed and all(map(is_overload, failed.values())):
+                    break
                 if rounds is not None:
                     rounds -= 1
                     if rounds <= 0:
@@ -150,8 +152,7 @@ class Targets:
                 tries -= _comes_back(error)
                 if error.failure.code not in RETRIED or tries == 0:
                     raise
-                last = error
-                failed.add(target.id)
+                last = failed[target.id] = error
             except TimeoutError:
                 break
         if last is not None:
@@ -169,11 +170,16 @@ class Targets:
         self._targets.clear()
 
 
+def is_overload(error: ServiceError) -> bool:
+    """True if the instance has as much work as it can finish, and says when to come back."""
+    return error.failure.retry_delay_s is not None
+
+
 def _comes_back(error: ServiceError) -> bool:
     """True if the same request is likely to fail again: a bug, or an answer too large to send."""
     failure = error.failure
     if failure.code == grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return failure.retry_delay_s is None  # An overload says when to come back.
+        return not is_overload(error)
     return failure.code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.DATA_LOSS)
 
 

@@ -11,6 +11,7 @@ from typing import Final
 from shoal.broker.config import BrokerSettings
 from shoal.broker.fusion import HybridPlan
 from shoal.broker.routes import IndexRoute
+from shoal.filters.parsing import check_filter
 from shoal.rpc.arrays import unit_row
 from shoal.rpc.errors import InvalidFieldError
 from shoal.v1.search_pb2 import Fusion, Hybrid, RetrieveContextRequest, SearchRequest
@@ -51,6 +52,8 @@ class Query:
     """Candidates to rerank; 0 for none."""
     per_document: int = 0
     """Hits of one document at most; 0 if hits are not grouped."""
+    filter: str = ""
+    """Canonical; empty if there is none."""
     hybrid: HybridPlan | None = None
     """How words count beside the vector; None if they do not."""
 
@@ -84,8 +87,9 @@ def check_search(request: SearchRequest, route: IndexRoute, settings: BrokerSett
                 "group.per_document",
                 f"is {per_document}; ask for 1 to {MAX_PER_DOCUMENT} hits of a document",
             )
-    hybrid = _check_hybrid(request.hybrid, settings)
-    return Query(text, vector, top_k, rerank_count, per_document, hybrid if text else None)
+    hybrid = _check_hybrid(request.hybrid, settings) if text else None
+    condition = check_filter(request.filter, route.fields) if request.filter else ""
+    return Query(text, vector, top_k, rerank_count, per_document, condition, hybrid)
 
 
 def _check_hybrid(asked: Hybrid, settings: BrokerSettings) -> HybridPlan | None:

@@ -24,6 +24,7 @@ from shoal.internal.v1.writer_pb2 import (
 )
 from shoal.rpc.deadline import Deadline
 from shoal.rpc.errors import InvalidFieldError, ServiceError
+from shoal.rpc.index_goals import check_kind, check_recall_target
 from shoal.v1.errors_pb2 import Reason
 from shoal.v1.indexes_pb2 import (
     BuildIndexVersionRequest,
@@ -61,7 +62,11 @@ class VersionHandlers:
     ) -> BuildIndexVersionResponse:
         """Have the controller begin a build."""
         check_index_name(request.name)
-        build = StartBuildRequest(name=request.name, promote=request.promote)
+        check_kind(request.kind)
+        build = StartBuildRequest(name=request.name, promote=request.promote, kind=request.kind)
+        if request.HasField("recall_target"):
+            check_recall_target(request.recall_target)
+            build.recall_target = request.recall_target
         response = await reach_controller(
             self._controllers,
             lambda stub, budget_s: stub.StartBuild(build, timeout=budget_s),

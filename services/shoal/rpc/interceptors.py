@@ -7,6 +7,7 @@ Everything else is a bug of ours: INTERNAL, with the traceback in the log and no
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn, cast
@@ -33,7 +34,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         """Wrap the handler of a call."""
         handler = await continuation(handler_call_details)
-        if handler is None or handler.unary_stream or handler.stream_unary:
+        if handler is None or handler.stream_unary or _writes_by_itself(handler):
             return handler  # Health and reflection only; they map their own errors.
         codecs = {
             "request_deserializer": handler.request_deserializer,
@@ -41,9 +42,18 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         }
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(_guard_unary(handler.unary_unary), **codecs)
+        if handler.unary_stream:
+            return grpc.unary_stream_rpc_method_handler(
+                _guard_stream(cast(Any, handler.unary_stream)), **codecs
+            )
         return grpc.stream_stream_rpc_method_handler(
             _guard_stream(cast(Any, handler.stream_stream)), **codecs
         )
+
+
+def _writes_by_itself(handler: grpc.RpcMethodHandler[Any, Any]) -> bool:
+    """True for a handler that writes its responses to the context: none of ours does."""
+    return bool(handler.unary_stream) and not inspect.isasyncgenfunction(handler.unary_stream)
 
 
 def _guard_unary(behaviour: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -18,8 +19,9 @@ from shoal.internal.v1.shard_pb2 import (
     ShardState,
 )
 from shoal.lexical.analysis import Analyzer
-from shoal.rpc.arrays import UINT64, pack
+from shoal.rpc.arrays import FLOAT32, UINT32, UINT64, pack
 from shoal.rpc.errors import ServiceError
+from shoal.shard.field_columns import Condition
 from shoal.shard.fill import (
     References,
     read_content,
@@ -27,12 +29,15 @@ from shoal.shard.fill import (
     write_lists,
     write_references,
 )
-from shoal.shard.held import HeldLayout
+from shoal.shard.held import HeldLayout, write_next_expiry
 from shoal.shard.lexical_leg import LexicalLeg, Words, count_terms, statistics_of, write_statistics
+from shoal.shard.live_recall import QueryWindow
 from shoal.shard.search import Ranking, Target, search
 from shoal.table.table import PassageTable
 from shoal.v1.errors_pb2 import Reason
 from shoal.v1.search_pb2 import Hit
+
+_log = logging.getLogger(__name__)
 
 # A block for fewer queries costs more in the switch between threads than it gains.
 _MIN_BLOCK_QUERIES: Final = 8
@@ -40,10 +45,11 @@ _MIN_BLOCK_QUERIES: Final = 8
 
 @dataclass(frozen=True)
 class Block:
-    """Queries that are searched together, with one `top_k`, in one thread."""
+    """Queries that are searched together, with one `top_k` and one filter, in one thread."""
 
     queries: tuple[int, ...]
     top_k: int
+    condition: Condition | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,8 @@ class Found:
     block: Block
     ranking: Ranking
     failures: dict[int, str]
+    # Passages that match the filter, by shard; empty if there is none.
+    matching_counts: dict[int, int]
 
 
 @dataclass(frozen=True)
@@ -63,41 +71,80 @@ class Searching:
     layout: HeldLayout
     queries: NDArray[np.float32]
     top_ks: Sequence[int]
+    # One a query.
+    conditions: Sequence[Condition | None]
     # None if no query has words.
     words: Words | None = None
 
     def blocks(self, threads: int) -> list[Block]:
         """Divide the queries: one that wants many results must not make the others pay for it."""
-        groups: dict[int, list[int]] = {}
+        groups: dict[tuple[int, str], list[int]] = {}
         for at, top_k in enumerate(self.top_ks):
-            groups.setdefault(_effort(top_k), []).append(at)
+            condition = self.conditions[at]
+            text = "" if condition is None else condition.text
+            groups.setdefault((_effort(top_k), text), []).append(at)
         blocks = []
         for members in groups.values():
             parts = max(1, min(threads, len(members) // _MIN_BLOCK_QUERIES))
             for part in range(parts):
                 chosen = members[part::parts]
-                blocks.append(Block(tuple(chosen), max(self.top_ks[at] for at in chosen)))
+                top_k = max(self.top_ks[at] for at in chosen)
+                blocks.append(Block(tuple(chosen), top_k, self.conditions[chosen[0]]))
         return blocks
+
+    def offer_to(self, window: QueryWindow) -> None:
+        """Have queries checked later on: those without a filter, whose truth is that of all."""
+        if not any(self.conditions):
+            window.offer(self.queries, self.top_ks)
+            return
+        plain = [at for at, condition in enumerate(self.conditions) if condition is None]
+        if plain:
+            window.offer(self.queries[plain], [self.top_ks[at] for at in plain])
 
     def run(self, block: Block) -> Found:
         """Search one block."""
         queries = self.queries
         if len(block.queries) < len(queries):
             queries = queries[np.array(block.queries)]
+        targets, unread = _matching(self.targets, block.condition)
         ranking, failures = search(
-            self.targets,
+            targets,
             self.layout.codebook,
             queries,
             block.top_k,
             shard_count=self.layout.id.shard_count,
+            effort=self.layout.effort,
         )
         if self.words is not None:
-            leg = LexicalLeg(self.targets, self.layout.codebook)
+            leg = LexicalLeg(targets, self.layout.codebook)
+            # Weighed by what is live, whatever the filter.
             words = self.words.read(block.queries, self.targets)
             top_ks = [self.top_ks[at] for at in block.queries]
             ranking = leg.widened(ranking, queries, words, top_ks)
             failures |= leg.failures
-        return Found(block, ranking, failures)
+        counts = {each.shard: each.view.passage_count for each in targets}
+        matching_counts = {} if block.condition is None else counts
+        return Found(block, ranking, failures | unread, matching_counts)
+
+
+def _matching(
+    targets: Sequence[Target], condition: Condition | None
+) -> tuple[Sequence[Target], dict[int, str]]:
+    """The targets, narrowed by a filter, and what failed, by shard.
+
+    A shard whose columns cannot be read is left with nothing, so that positions stay as they are.
+    """
+    if condition is None:
+        return targets, {}
+    narrowed, failures = [], {}
+    for target in targets:
+        try:
+            narrowed.append(target.matching(condition))
+        except Exception as error:  # noqa: BLE001  # the other shards answer
+            _log.exception("shard %d cannot be filtered", target.shard)
+            failures[target.shard] = f"{type(error).__name__}: {error}"
+            narrowed.append(target.emptied())
+    return narrowed, failures
 
 
 def _effort(top_k: int) -> int:
@@ -121,6 +168,10 @@ def respond(
     for part in found:
         members = [results[at] for at in part.block.queries]
         write_lists(targets, part.ranking, [top_ks[at] for at in part.block.queries], members)
+        if part.matching_counts:
+            counts = [part.matching_counts.get(shard, 0) for shard in shards]
+            for member in members:
+                member.matching_counts.extend(counts)
         filled = [
             (row, results[at])
             for row, at in enumerate(part.block.queries)
@@ -147,6 +198,7 @@ def _states(
             state.table_version = view.cursor.version
             state.passage_count = view.passage_count
             state.document_count = view.document_count
+            write_next_expiry(view, state)
         yield state
 
 
@@ -166,12 +218,27 @@ def add_content(
     fills: Sequence[Fill.ValueType],
     wanted: set[int],
 ) -> None:
-    """Add title, text and metadata where they are wanted. Blocks."""
+    """Add title, text and metadata where they are wanted. Blocks.
+
+    A candidate whose row has left the table meanwhile is left out.
+    """
     content = read_content(table, wanted)
     for result, fill in zip(response.results, fills, strict=True):
         if fill == Fill.FILL_TEXT:
-            for row_id, hit in zip(_row_ids(result), result.hits, strict=True):
-                content.write(row_id, hit)
+            rows = zip(_row_ids(result), result.hits, strict=True)
+            kept = [at for at, (row_id, hit) in enumerate(rows) if content.write(row_id, hit)]
+            if len(kept) < len(result.hits):
+                _keep(result, kept)
+
+
+def _keep(result: CandidateList, places: Sequence[int]) -> None:
+    """Leave out all candidates but those at some places."""
+    for name, dtype in (("row_ids", UINT64), ("scores", FLOAT32), ("shards", UINT32)):
+        values = np.frombuffer(getattr(result, name), dtype=dtype)
+        setattr(result, name, values[list(places)].tobytes())
+    hits = [result.hits[at] for at in places]
+    del result.hits[:]
+    result.hits.extend(hits)
 
 
 def _row_ids(result: CandidateList) -> list[int]:
@@ -206,12 +273,12 @@ def fetch_passages(
                 found[at] = Hit()
                 references.write(number, found[at])
     places = sorted(found)
-    hits, rows = [found[at] for at in places], row_ids[np.array(places, dtype=np.intp)]
     if table is not None and found:
-        content = read_content(table, rows.tolist())
-        for row_id, hit in zip(rows.tolist(), hits, strict=True):
-            content.write(row_id, hit)
-    return FetchPassagesResponse(hits=hits, row_ids=pack(rows, UINT64))
+        content = read_content(table, row_ids[np.array(places, dtype=np.intp)].tolist())
+        # A row that has left the table since is as good as never found.
+        places = [at for at in places if content.write(int(row_ids[at]), found[at])]
+    rows = row_ids[np.array(places, dtype=np.intp)]
+    return FetchPassagesResponse(hits=[found[at] for at in places], row_ids=pack(rows, UINT64))
 
 
 def fetch_documents(

@@ -121,6 +121,8 @@ def train(job: BuildJob) -> None:
     train_codebook(
         job.table_uri,
         codebook,
+        kind=job.kind,
+        memory_bytes=job.memory_bytes,
         recall_target=job.recall_target,
         threads=job.threads,
         progress=progress.report,
@@ -145,6 +147,7 @@ def encode(job: BuildJob, shard: int) -> None:
         document_count=main.directory.document_count(),
         passage_count=main.segment.count,
         table_version=main.cursor.version,
+        sequence=main.cursor.sequence,
         files=describe_files(at, folder),
     )
     EncodedShard(entry, expected_count, neighbours.scores, neighbours.row_ids).save(folder)
@@ -166,7 +169,8 @@ def verify(job: BuildJob) -> Verified:
     if recall < job.recall_target:
         raise VerificationError(
             f"recall@{TOP_K} is {recall:.3f} on {len(held_out.vectors)} held-out vectors, below "
-            f"the target {job.recall_target:.3f}"
+            f"the target {job.recall_target:.3f}: lower it (`shoal index update --recall`), or "
+            "build another kind (`--kind`)"
         )
     manifest = _begun(job).model_copy(
         update={
@@ -174,11 +178,15 @@ def verify(job: BuildJob) -> Verified:
             "table_version": min(each.entry.table_version for each in shards),
             "document_count": sum(each.entry.document_count for each in shards),
             "passage_count": sum(each.entry.passage_count for each in shards),
+            "kind": codebook.manifest.kind,
             "codebook_sha256": codebook.manifest.sha256,
             "codebook": describe_files(codebook_folder(folder), folder),
             "search_parameters": tuple(
                 SearchParameters(
-                    top_k=point.top_k, nprobe=point.nprobe, refine_factor=point.refine_factor
+                    top_k=point.top_k,
+                    nprobe=point.nprobe,
+                    refine_factor=point.refine_factor,
+                    ef_search=point.ef_search,
                 )
                 for point in codebook.manifest.operating_points
             ),
@@ -195,6 +203,7 @@ def verify(job: BuildJob) -> Verified:
         passage_count=manifest.passage_count,
         size_bytes=manifest.size_bytes,
         recall=recall,
+        kind=codebook.manifest.kind,
     )
 
 

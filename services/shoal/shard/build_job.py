@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from shoal.shard.kind_names import KindName
+
 PROGRESS: Final = "progress"
 
 
@@ -29,6 +31,10 @@ class BuildJob:
     recall_target: float
     # Processor threads of each step.
     threads: int
+    # None: chosen from passages, dimension and memory.
+    kind: KindName | None = None
+    # That one copy of the index may take over all shard servers; None: no bound.
+    memory_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,7 @@ class Verified:
     passage_count: int
     size_bytes: int
     recall: float
+    kind: KindName
 
 
 class StepProgress:

@@ -18,13 +18,14 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from shoal.shard.choose import choose_kind
 from shoal.shard.codes import (
+    MAX_LIST_COUNT,
     MIN_LIST_COUNT,
     POINTS_PER_LIST,
     CodebookDamagedError,
     Manifest,
     OperatingPoint,
-    factory_for,
     list_count_for,
     load_manifest,
     save_codebook,
@@ -32,7 +33,10 @@ from shoal.shard.codes import (
 )
 from shoal.shard.held_out import HeldOut
 from shoal.shard.kernel import faiss
-from shoal.shard.wide_code import WideCode, WideKind
+from shoal.shard.kind import Kind, Trial
+from shoal.shard.kind_names import KIND_NAMES, KindName
+from shoal.shard.kinds import named
+from shoal.shard.wide_code import WideCode
 from shoal.table import schema
 from shoal.table.present import present_mask
 from shoal.table.table import PassageTable, vectors_of
@@ -49,17 +53,12 @@ MIN_PASSAGES: Final = MIN_LIST_COUNT * POINTS_PER_LIST
 HELD_OUT_COUNT: Final = 400
 # Sample points for each list: more take longer and gain little.
 TRAINING_POINTS_PER_LIST: Final = 64
-TRAINING_ROUNDS: Final = 10
 # Result counts that parameters are measured for: a page, the reranker's candidates, and an
 # evaluation's. The first is the one that the target names.
 TOP_KS: Final = (10, 32, 100)
-NPROBES: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024)
-REFINE_FACTORS: Final = (2, 3, 4, 6, 8, 12, 16, 24, 32)
 MAX_CANDIDATES: Final = 800
-# What parts of a search cost on one core, in nanoseconds, measured on AVX-512; only their
-# proportions matter.
-_LIST_NS: Final = 300.0
-_CODE_NS: Final = 2.5
+# What scoring a candidate again costs on one core, in nanoseconds, measured on AVX-512; only its
+# proportion to what the kinds say of their codes matters.
 _REFINED_NS: Final = 150.0
 # Part of the misses allowed that is kept as a margin, as held-out passages are easier than
 # questions: with all-MiniLM-L6-v2 on 30,000 Debian package descriptions, parameters that reached
@@ -73,6 +72,20 @@ _SAME_SCORE: Final = 1e-6
 _BLOCK_QUERIES: Final = 32
 # Exact neighbours beyond those wanted: copies of a passage tie with the last one.
 _TIES: Final = 28
+
+
+class RecallUnreachableError(ValueError):
+    """A recall target that no search parameters of the kind reach."""
+
+    def __init__(self, kind: KindName, reached: float, target: float, query_count: int) -> None:
+        """reached: recall at 10 of the best parameters. query_count: of the held-out vectors."""
+        others = ", ".join(name for name in KIND_NAMES if name != kind)
+        super().__init__(
+            f"{kind} reaches recall@{TOP_KS[0]} {reached:.3f} at best on {query_count} held-out "
+            f"vectors, below the target {target:.3f}: lower the target (`shoal index update "
+            f"--recall`), build another kind (`--kind`: {others}), or raise build.memory_bytes if "
+            "it kept a better kind from being chosen; exact search (version 0) has recall 1"
+        )
 
 
 class TooFewPassagesError(ValueError):
@@ -90,6 +103,8 @@ def train_codebook(
     table_uri: str,
     out_dir: str | Path,
     *,
+    kind: KindName | None = None,
+    memory_bytes: int | None = None,
     recall_target: float = 0.95,
     queries: NDArray[np.float32] | None = None,
     threads: int = 2,
@@ -99,7 +114,8 @@ def train_codebook(
     """Train a codebook for a table, and write it to a folder. About 30 s for 500,000 vectors.
 
     A folder that already holds one is left as it is, so that a repetition costs nothing. Raises
-    TooFewPassagesError, and the table's errors.
+    TooFewPassagesError, RecallUnreachableError, and the table's errors.
+    kind: None: chosen from passages, dimension, and the memory that a copy of the index may take.
     queries: unit vectors of questions as they are asked, [count, dimension], to measure recall on.
     Without them it is measured on passages, held out, with a margin that makes searches dearer.
     progress: called with what is being done, and how much of all is done, 0 to 1.
@@ -114,8 +130,12 @@ def train_codebook(
         report("reading vectors", 0.0)
         table = PassageTable.open(table_uri)
         passage_count, sample, row_ids = _read_sample(table, seed)
-        manifest, template, wide = _train(
-            sample, queries, passage_count, recall_target, seed, report
+        if kind is None:
+            choice = choose_kind(passage_count, table.dimension, memory_bytes)
+            _log.info("the index becomes %s: %s", choice.kind, choice.reason)
+            kind = choice.kind
+        manifest, template, wide = fit(
+            named(kind), sample, queries, passage_count, recall_target, seed, report
         )
         report("writing the codebook", 1.0)
         manifest = save_codebook(folder, manifest, template, wide)
@@ -169,7 +189,8 @@ def _read_sample(
     return len(row_ids), sample, sampled_rows
 
 
-def _train(
+def fit(
+    kind: Kind,
     sample: NDArray[np.float32],
     queries: NDArray[np.float32] | None,
     passage_count: int,
@@ -177,30 +198,33 @@ def _train(
     seed: int,
     report: Progress,
 ) -> tuple[Manifest, Any, WideCode]:
+    """Train a kind's codebook on vectors in random order, and choose its search parameters.
+
+    queries: as for `train_codebook`. passage_count: of the index that the sample is of.
+    Raises TooFewPassagesError, RecallUnreachableError.
+    """
     if len(sample) < MIN_PASSAGES:
         raise TooFewPassagesError(len(sample))
     held_out_count = min(HELD_OUT_COUNT, len(sample) // 4) if queries is None else 0
     held_out, base = sample[:held_out_count], sample[held_out_count:]
     if queries is not None:
         held_out = np.ascontiguousarray(queries, dtype=np.float32)
-    list_count = list_count_for(passage_count, len(base))
-    report(f"training {list_count} lists", 0.1)
-    factory = factory_for(sample.shape[1], list_count)
-    lists = faiss.index_factory(sample.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
-    lists.cp.niter = TRAINING_ROUNDS
-    lists.cp.seed = lists.pq.cp.seed = 1 + seed
-    training = base[: TRAINING_POINTS_PER_LIST * list_count]
-    lists.train(training)
-    template = faiss.clone_index(lists)
+    list_count = list_count_for(passage_count, len(base)) if kind.has_lists else 0
+    report(f"training {kind.name}" + (f", {list_count} lists" if list_count else ""), 0.1)
+    training = base[: TRAINING_POINTS_PER_LIST * (list_count or MAX_LIST_COUNT)]
+    template = kind.train(training, list_count, WideCode.train(kind.wides[0], training), seed)
     report("encoding", 0.5)
-    lists.add(base)
+    base = base[: kind.measured_at_most]
+    index = faiss.clone_index(template)
+    index.add(base)
     report("measuring recall", 0.7)
-    measured = _Measured(template, lists, base, held_out, asked=queries is not None)
+    measured = _Measured(kind, index, base, held_out, asked=queries is not None)
     wide, points = _choose(measured, training, recall_target)
     manifest = Manifest(
         dimension=sample.shape[1],
+        kind=kind.name,
         list_count=list_count,
-        factory=factory,
+        factory=kind.factory(sample.shape[1], list_count),
         wide=wide.kind,
         operating_points=tuple(points),
         recall_target=recall_target,
@@ -211,16 +235,21 @@ def _train(
         sha256="",
     )
     if points[0].recall < recall_target:
-        _log.warning("recall is %.3f, below the target %.3f", points[0].recall, recall_target)
+        raise RecallUnreachableError(kind.name, points[0].recall, recall_target, len(held_out))
     return manifest, template, wide
+
+
+# Scores and rows of the exact neighbours, [n, k].
+_Truth = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
 class _Measured:
     """What recall is measured with."""
 
-    template: Any
-    lists: Any
+    kind: Kind
+    # A FAISS index of `base`.
+    index: Any
     base: NDArray[np.float32]
     held_out: NDArray[np.float32]
     asked: bool
@@ -248,9 +277,8 @@ def _choose(
 ) -> tuple[WideCode, list[OperatingPoint]]:
     """Choose the narrower wide code unless it keeps the target out of reach."""
     found: tuple[WideCode, list[_Tried]] | None = None
-    kinds: tuple[WideKind, ...] = ("sq8", "fp16")
-    for kind in kinds:
-        wide = WideCode.train(kind, training)
+    for wide_kind in measured.kind.wides:
+        wide = WideCode.train(wide_kind, training)
         points = _measure(measured, wide, target)
         best = points[0]
         if found is None or best.floor > found[1][0].floor:
@@ -264,21 +292,20 @@ def _choose(
 
 def _measure(measured: _Measured, wide: WideCode, target: float) -> list[_Tried]:
     """Find the cheapest parameters for each of `TOP_KS`; the best ones where none suffice."""
-    list_count = measured.lists.nlist
+    kind, list_count = measured.kind, getattr(measured.index, "nlist", 0)
     top_ks = [top_k for top_k in TOP_KS if top_k <= len(measured.base)]
     depth = min(max(top_ks) + _TIES, len(measured.base))
     truth = faiss.knn(measured.held_out, measured.base, depth, metric=faiss.METRIC_INNER_PRODUCT)
     # Once for all: over all that is tried, each candidate would be encoded a dozen times.
-    codes = wide.encode(measured.base)
-    codes_per_list = len(measured.base) / list_count
+    codes = wide.encode(measured.base) if kind.refines else np.empty(0)
     tried: dict[int, list[_Tried]] = {top_k: [] for top_k in top_ks}
-    for nprobe in [*(each for each in NPROBES if each < list_count), list_count]:
-        scan_ns = nprobe * (_LIST_NS + codes_per_list * _CODE_NS)
-        if all(_cheapest(tried[top_k], target) < scan_ns for top_k in top_ks):
+    for trial in kind.trials(list_count, len(measured.base)):
+        if all(_cheapest(tried[top_k], target) < trial.cost_ns for top_k in top_ks):
             break
-        for floor, point in _recalls(measured, wide, codes, truth, nprobe, top_ks):
-            refine_ns = point.top_k * point.refine_factor * _REFINED_NS
-            tried[point.top_k].append(_Tried(scan_ns + refine_ns, floor, point))
+        recalls = _recalls if kind.refines else _final_recalls
+        for floor, point in recalls(measured, wide, codes, truth, trial, top_ks):
+            again = point.top_k * point.refine_factor if kind.refines else 0
+            tried[point.top_k].append(_Tried(trial.cost_ns + again * _REFINED_NS, floor, point))
     return [_pick(tried[top_k], target) for top_k in top_ks]
 
 
@@ -297,26 +324,25 @@ def _recalls(
     measured: _Measured,
     wide: WideCode,
     codes: NDArray[Any],
-    truth: tuple[NDArray[np.float32], NDArray[np.int64]],
-    nprobe: int,
+    truth: _Truth,
+    trial: Trial,
     top_ks: list[int],
 ) -> Iterator[tuple[float, OperatingPoint]]:
-    """Measure every refine factor at one nprobe: the lists are searched once for all of them."""
+    """Measure every refine factor of a trial: the codes are searched once for all of them."""
     exact, exact_rows = truth
     limit = min(MAX_CANDIDATES, len(measured.base))
     pairs = [
         (top_k, factor)
         for top_k in top_ks
-        for factor in REFINE_FACTORS
-        if top_k * factor <= limit or factor == REFINE_FACTORS[0]
+        for factor in measured.kind.refine_factors
+        if top_k * factor <= limit or factor == measured.kind.refine_factors[0]
     ]
     count = len(measured.held_out)
     recalls = {pair: np.empty(count) for pair in pairs}
-    parameters = faiss.SearchParametersIVF(nprobe=nprobe)
     for first in range(0, count, _BLOCK_QUERIES):
         block = slice(first, first + _BLOCK_QUERIES)
         queries = measured.held_out[block]
-        _, found = measured.lists.search(queries, limit, params=parameters)
+        _, found = measured.kind.tried(measured.index, queries, limit, trial)
         true = _true_scores(found, exact_rows[block], exact[block])
         refined = wide.scores(queries, codes[found])
         refined[found < 0] = -np.inf
@@ -326,11 +352,39 @@ def _recalls(
             worst = exact[block, top_k - 1, None]
             recalls[top_k, factor][block] = (reached >= worst - _SAME_SCORE).mean(axis=1)
     for (top_k, factor), each in recalls.items():
-        recall = float(each.mean())
-        point = OperatingPoint(
-            top_k=top_k, nprobe=nprobe, refine_factor=factor, recall=round(recall, 6)
-        )
-        yield measured.floor(each), point
+        yield measured.floor(each), _point(top_k, factor, trial, each)
+
+
+def _final_recalls(
+    measured: _Measured,
+    wide: WideCode,
+    codes: NDArray[Any],
+    truth: _Truth,
+    trial: Trial,
+    top_ks: list[int],
+) -> Iterator[tuple[float, OperatingPoint]]:
+    """Measure a trial whose scores are final."""
+    del wide, codes
+    exact, exact_rows = truth
+    for top_k in top_ks:
+        recalls = np.empty(len(measured.held_out))
+        for first in range(0, len(recalls), _BLOCK_QUERIES):
+            block = slice(first, first + _BLOCK_QUERIES)
+            _, found = measured.kind.tried(measured.index, measured.held_out[block], top_k, trial)
+            reached = _true_scores(found, exact_rows[block], exact[block])
+            worst = exact[block, top_k - 1, None]
+            recalls[block] = (reached >= worst - _SAME_SCORE).mean(axis=1)
+        yield measured.floor(recalls), _point(top_k, 1, trial, recalls)
+
+
+def _point(top_k: int, factor: int, trial: Trial, recalls: NDArray[np.float64]) -> OperatingPoint:
+    return OperatingPoint(
+        top_k=top_k,
+        nprobe=trial.nprobe,
+        refine_factor=factor,
+        ef_search=trial.ef_search,
+        recall=round(float(recalls.mean()), 6),
+    )
 
 
 def _true_scores(
@@ -342,4 +396,4 @@ def _true_scores(
     return np.where(same.any(axis=2), scores, np.float32(-np.inf))
 
 
-__all__ = ["Manifest", "should_train", "train_codebook"]
+__all__ = ["Manifest", "fit", "should_train", "train_codebook"]

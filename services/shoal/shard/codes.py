@@ -1,8 +1,8 @@
 """What do all shards of an index version share, so that their scores compare?
 
-One coarse quantizer, one product quantiser and one wide code, trained once, and the search
-parameters that were measured to reach the recall target. Shards of any number are filled from it.
-How it is trained is in `shoal.shard.codebook`.
+One coarse quantizer, one narrow code and one wide code, trained once, and the search parameters
+that were measured to reach the recall target. Shards of any number are filled from it. How it is
+trained is in `shoal.shard.codebook`; what each kind makes of it, in `shoal.shard.kinds`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from shoal.rpc.errors import ServiceError
 from shoal.shard.kernel import faiss
-from shoal.shard.lists import copy_lists
+from shoal.shard.kind_names import DEFAULT_KIND, KindName
 from shoal.shard.wide_code import WideCode, WideKind
 from shoal.v1.errors_pb2 import Reason
 
@@ -75,12 +75,6 @@ def list_count_for(row_count: int, sample_count: int) -> int:
     return max(MIN_LIST_COUNT, min(wanted, MAX_LIST_COUNT))
 
 
-def factory_for(dimension: int, list_count: int) -> str:
-    """Name the lists in FAISS's words: four bits for as few numbers as divide the dimension."""
-    width = next(width for width in (4, 3, 2, 1) if dimension % width == 0)
-    return f"IVF{list_count},PQ{dimension // width}x4fsr"
-
-
 class OperatingPoint(BaseModel):
     """Search parameters that were measured."""
 
@@ -88,12 +82,31 @@ class OperatingPoint(BaseModel):
 
     top_k: int = Field(ge=1)
     """They hold for searches of up to so many."""
-    nprobe: int = Field(ge=1)
-    """Lists that are searched."""
-    refine_factor: int = Field(ge=1)
-    """Candidates that are scored again, for each one wanted."""
+    nprobe: int = Field(default=1, ge=1)
+    """Lists that are searched. 1 in a kind without lists."""
+    refine_factor: int = Field(default=1, ge=1)
+    """Candidates that are scored again, for each one wanted. 1: the first scores are final."""
+    ef_search: int = Field(default=0, ge=0)
+    """Passages that a walk through a graph keeps in view. 0 in a kind without a graph."""
     recall: float
     """Recall at `top_k` that they reached on held-out vectors, 0 to 1."""
+
+    def harder(self, effort: float, list_count: int) -> OperatingPoint:
+        """Give parameters that cost so many times as much, as far as there are lists.
+
+        effort: at least 1. `candidate_count` bounds what comes of the refine factor.
+        """
+        if effort == 1.0:
+            return self
+        scaled = {
+            "nprobe": max(1, min(list_count, math.ceil(self.nprobe * effort))),
+            # 1: the first scores are final.
+            "refine_factor": self.refine_factor
+            if self.refine_factor == 1
+            else math.ceil(self.refine_factor * effort),
+            "ef_search": math.ceil(self.ef_search * effort),
+        }
+        return self.model_copy(update=scaled)
 
     def candidate_count(self, growth: float = 1.0) -> int:
         """How many candidates are scored again.
@@ -101,6 +114,8 @@ class OperatingPoint(BaseModel):
         growth: passages now, to those among which recall was measured. As neighbours lie closer
         together, a code tells fewer of them apart.
         """
+        if self.refine_factor == 1:
+            return self.top_k
         grown = math.ceil(self.top_k * self.refine_factor * min(max(growth, 1.0), _MAX_GROWTH))
         return max(self.top_k, min(grown, _MAX_CANDIDATES))
 
@@ -113,10 +128,12 @@ class Manifest(BaseModel):
     format: int = FORMAT
     dimension: int
     """Numbers in a vector."""
+    kind: KindName = DEFAULT_KIND
+    """How its segments are searched."""
     list_count: int
-    """Lists of the coarse quantizer."""
+    """Lists of the coarse quantizer. 0 in a kind without lists."""
     factory: str
-    """The lists, in FAISS's words."""
+    """The lists or the graph, in FAISS's words."""
     wide: WideKind
     """The code that candidates are scored again with."""
     operating_points: tuple[OperatingPoint, ...] = Field(min_length=1)
@@ -138,6 +155,13 @@ class Manifest(BaseModel):
         """Recall at 10 that was measured."""
         return self.operating_points[0].recall
 
+    def harder(self, effort: float) -> Manifest:
+        """Give the same with search parameters that cost so many times as much. effort: from 1."""
+        if effort == 1.0:
+            return self
+        points = tuple(each.harder(effort, self.list_count) for each in self.operating_points)
+        return self.model_copy(update={"operating_points": points})
+
     def point_for(self, top_k: int) -> OperatingPoint:
         """Choose the search parameters for so many results."""
         for point in self.operating_points:
@@ -145,8 +169,10 @@ class Manifest(BaseModel):
                 return point
         # Further results lie in further lists: in the same proportion, for want of a measurement.
         last = self.operating_points[-1]
-        nprobe = min(self.list_count, last.nprobe * -(-top_k // last.top_k))
-        return last.model_copy(update={"nprobe": nprobe, "top_k": top_k})
+        times = -(-top_k // last.top_k)
+        nprobe = max(1, min(self.list_count, last.nprobe * times))
+        ef_search = last.ef_search * times
+        return last.model_copy(update={"nprobe": nprobe, "ef_search": ef_search, "top_k": top_k})
 
 
 @dataclass(frozen=True)
@@ -163,48 +189,24 @@ class Codebook:
     """A trained codebook, which every shard of an index version uses."""
 
     def __init__(self, manifest: Manifest, template: Any, wide: WideCode) -> None:
-        """template: trained FAISS lists without vectors."""
+        """template: a trained FAISS index without vectors."""
         self.manifest = manifest
         self.wide = wide
-        self._template = template
-        self._quantizer = faiss.downcast_index(template.quantizer)
+        self.template = template
+        # None in a kind without lists.
+        self.quantizer = faiss.downcast_index(template.quantizer) if manifest.list_count else None
 
     def assign(self, queries: NDArray[np.float32], nprobe: int) -> CoarseAssignment:
         """Choose the lists of each query, once for all shards: half of a search's work."""
-        scores, lists = self._quantizer.search(queries, nprobe)
+        assert self.quantizer is not None
+        scores, lists = self.quantizer.search(queries, nprobe)
         return CoarseAssignment(lists, scores)
 
     def centroids(self) -> NDArray[np.float32]:
         """The coarse quantizer's vectors: float32 [list_count, dimension]."""
-        centroids: NDArray[np.float32] = self._quantizer.reconstruct_n(0, self._quantizer.ntotal)
+        assert self.quantizer is not None
+        centroids: NDArray[np.float32] = self.quantizer.reconstruct_n(0, self.quantizer.ntotal)
         return centroids
-
-    def new_lists(self) -> Any:
-        """Empty lists to be filled.
-
-        They use the codebook's quantizer, as one for each shard would be 6 MB at 4,096 lists of 384
-        numbers: keep the codebook as long as them.
-        """
-        template = self._template
-        lists = faiss.IndexIVFPQFastScan(
-            self._quantizer,
-            template.d,
-            template.nlist,
-            template.pq.M,
-            template.pq.nbits,
-            template.metric_type,
-            template.bbs,
-        )
-        lists.pq, lists.by_residual = template.pq, template.by_residual
-        lists.use_precomputed_table = template.use_precomputed_table
-        lists.is_trained = True
-        return lists
-
-    def copy_of(self, lists: Any) -> Any:
-        """A copy of lists, mapped ones too, in memory, that can be changed."""
-        copy = self.new_lists()
-        copy_lists(lists, copy)
-        return copy
 
 
 def save_codebook(folder: Path, manifest: Manifest, template: Any, wide: WideCode) -> Manifest:

@@ -17,9 +17,11 @@ class ShardSettings(BaseModel):
     """Searches that run at once, each on one core; a large batch is divided among them. Two: on a
     laptop the other processes need the rest."""
     background_threads: int = Field(default=1, ge=1, le=64)
-    """Loads, folds, moves and snapshots that run at once, each on one core once something serves,
-    and at a lower priority than searches. Each may hold a second copy of one shard, so this also
-    bounds memory: by so many times the largest shard."""
+    """Loads, folds, moves and snapshots that run at once: the budget of all upkeep. Once something
+    serves, each is one thread of a lower priority: one core that nobody wants, or a fifth of one
+    that searches want. Each may hold a second copy of one shard, until the last search in the old
+    one has ended: so many times the largest shard bound the memory. One: full tails are folded one
+    after another."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where the inverted lists of trained indexes are. `cuda` needs the `gpu` extra, and loading a
     trained index fails without it; exact search stays on the CPU."""
@@ -30,6 +32,25 @@ class ShardSettings(BaseModel):
     fold_at_passages: int = Field(default=1024, ge=1)
     """Passages in a shard's live tail from which it is folded into the main segment. A search pays
     about 25 ns for each of them and query; a fold costs about 50 ms for 100,000 passages."""
+
+    recall_sample_share: float = Field(default=0.01, ge=0, le=1)
+    """Part of the live queries of a trained index that are kept, to be searched exactly later; the
+    first ones are all kept, until the window is full. 1 in 100: at 100 queries a second the window
+    is of the last four minutes. To keep one costs a microsecond. 0: recall is not watched."""
+    recall_window: int = Field(default=256, ge=64, le=4096)
+    """Queries that recall is measured with, the newest that were kept: 256 tell recall apart by
+    about 0.01, and take 0.4 MB at 384 numbers a vector."""
+    recall_interval_s: float = Field(default=60.0, ge=0)
+    """Least seconds between two checks of one layout: drift is slower than that."""
+    recall_core_share: float = Field(default=0.02, gt=0, le=1)
+    """Part of one core's time that checks take of all indexes together, over time. A check is one
+    thread of the lowest priority that reads all vectors of the index, about 10 s for a million of
+    384 numbers and 256 queries; it then rests for 50 times as long. It takes about 100 MiB, and a
+    main segment that is folded meanwhile stays in memory until its end."""
+    max_search_effort: float = Field(default=8.0, ge=1, le=16)
+    """Most times as hard as measured that an index is searched whose recall falls below its target.
+    A search then costs up to so many times as much: an index that needs more needs a new version.
+    1: it is never searched harder, and an alert says that it falls short."""
 
     snapshot_dir: Path | None = None
     """Folder of this instance alone, for its segments, so that a restart maps them and reads what

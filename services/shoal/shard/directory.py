@@ -1,6 +1,6 @@
 """Which passage is at a position, and where are the passages of a document?
 
-What a shard keeps of each passage beside its vector: about 100 bytes, of which the document's hash
+What a shard keeps of each passage beside its vector: about 110 bytes, of which the document's hash
 takes 32 and its id 28. Text, title and metadata stay in the table. A directory that was read from a
 segment's files lies in them, mapped: only what searches touch takes memory.
 """
@@ -14,14 +14,18 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
+from shoal.shard.field_columns import FieldColumns, TailColumns, gathered_fields
 from shoal.table import schema
 from shoal.table.slots import SLOT_COUNT
+from shoal.table.trimming import NEVER_US
 
 RECORD: Final = np.dtype(
     [
         ("row_id", "<u8"),
         # Microseconds since 1970, UTC.
         ("updated_us", "<i8"),
+        # From when on it is not to be found; NEVER_US if that is never.
+        ("expires_us", "<i8"),
         ("ordinal", "<u4"),
         ("span_start", "<u4"),
         ("span_end", "<u4"),
@@ -36,6 +40,7 @@ COLUMNS: Final = (
     schema.SPAN_END,
     schema.CONTENT_HASH,
     schema.UPDATED_AT,
+    schema.EXPIRES_AT,
 )
 _NO_POSITION: Final = -1
 
@@ -54,6 +59,8 @@ def records_of(rows: pa.Table) -> Records:
     records = np.empty(rows.num_rows, dtype=RECORD)
     records["row_id"] = rows.column(schema.ROW_ID).to_numpy()
     records["updated_us"] = rows.column(schema.UPDATED_AT).cast(pa.int64()).to_numpy()
+    expires = rows.column(schema.EXPIRES_AT).cast(pa.int64()).fill_null(NEVER_US)
+    records["expires_us"] = expires.to_numpy()
     records["ordinal"] = rows.column(schema.ORDINAL).to_numpy()
     records["span_start"] = rows.column(schema.SPAN_START).to_numpy()
     records["span_end"] = rows.column(schema.SPAN_END).to_numpy()
@@ -76,20 +83,35 @@ class Directory:
         ids: pa.LargeStringArray,
         hashes: NDArray[np.uint64],
         columns: Mapping[str, NDArray[Any]] | None = None,
+        fields: FieldColumns | None = None,
     ) -> None:
         """All by position; hashes: of the ids.
 
         columns: what `columns` gave of this directory before; then the hashes are not looked at.
+        fields: the declared metadata; None if none is declared.
         """
         held = _sorted(records, hashes) if columns is None else columns
         self.records = records
         self.ids = ids
+        self.fields = fields
         self._sorted_hashes: NDArray[np.uint64] = held["sorted_hashes"]
         self._order: NDArray[np.uint32] = held["hash_order"]
         self._row_order: NDArray[np.uint32] | None = held.get("row_order")
+        # Positions of what expires, by when; None if nothing does.
+        self._expiry_order: NDArray[np.uint32] | None = held.get("expiry_order")
+        self._expiries_us: NDArray[np.int64] = (
+            np.empty(0, np.int64)
+            if self._expiry_order is None
+            else records["expires_us"][self._expiry_order]
+        )
         assert len(records) == len(ids) == len(self._sorted_hashes) == len(self._order)
-        arrays = (records, ids, self._sorted_hashes, self._order, self._row_order)
-        self.memory_bytes: int = sum(each.nbytes for each in arrays if each is not None)
+        assert fields is None or len(fields) == len(records)
+        orders = (self._order, self._row_order, self._expiry_order, self._expiries_us)
+        arrays = (records, ids, self._sorted_hashes, *orders)
+        columns_bytes = 0 if fields is None else fields.memory_bytes
+        self.memory_bytes: int = columns_bytes + sum(
+            each.nbytes for each in arrays if each is not None
+        )
         """Bytes that it takes."""
 
     def columns(self) -> dict[str, NDArray[Any]]:
@@ -98,7 +120,8 @@ class Directory:
             "sorted_hashes": self._sorted_hashes,
             "hash_order": self._order,
         }
-        return kept if self._row_order is None else kept | {"row_order": self._row_order}
+        further = {"row_order": self._row_order, "expiry_order": self._expiry_order}
+        return kept | {name: each for name, each in further.items() if each is not None}
 
     @property
     def count(self) -> int:
@@ -145,6 +168,21 @@ class Directory:
         """Positions of row ids; -1 for those that are not here."""
         return find_rows(self.records["row_id"], row_ids, self._row_order)
 
+    def expiring(self, after_us: int, until_us: int) -> Positions:
+        """Positions of what expires later than `after_us`, and at `until_us` at the latest."""
+        if self._expiry_order is None:
+            return np.empty(0, dtype=np.int64)
+        first, end = np.searchsorted(self._expiries_us, (after_us, until_us), side="right")
+        return self._expiry_order[first:end].astype(np.int64)
+
+    def next_expiry_us(self, after_us: int) -> int:
+        """When the first expires of what expires later than `after_us`; NEVER_US if nothing does.
+
+        What expires then may be dead already.
+        """
+        at = int(np.searchsorted(self._expiries_us, after_us, side="right"))
+        return int(self._expiries_us[at]) if at < len(self._expiries_us) else NEVER_US
+
 
 def _sorted(records: Records, hashes: NDArray[np.uint64]) -> dict[str, NDArray[Any]]:
     order = np.argsort(hashes, kind="stable")
@@ -156,6 +194,11 @@ def _sorted(records: Records, hashes: NDArray[np.uint64]) -> dict[str, NDArray[A
     # Rows mostly come in the order of their ids; then no order needs to be kept.
     if len(row_ids) > 1 and not (row_ids[1:] > row_ids[:-1]).all():
         columns["row_order"] = np.argsort(row_ids).astype(np.uint32)
+    expires_us = records["expires_us"]
+    expiring = np.flatnonzero(expires_us != NEVER_US)
+    if len(expiring):
+        in_order = expiring[np.argsort(expires_us[expiring], kind="stable")]
+        columns["expiry_order"] = in_order.astype(np.uint32)
     return columns
 
 
@@ -163,6 +206,7 @@ def gathered(
     parts: Sequence[tuple[Directory, NDArray[np.bool_]]],
     added: Records | None = None,
     added_ids: Sequence[str] = (),
+    added_fields: pa.Table | None = None,
 ) -> Directory:
     """Make a directory of the marked positions of others, one after another, and of further ones.
 
@@ -176,7 +220,8 @@ def gathered(
         hashes.append(hash_ids(added_ids))
         ids.append(pa.array(added_ids, pa.large_string()))
     joined = pa.chunked_array(ids, type=pa.large_string()).combine_chunks()
-    return Directory(np.concatenate(records), joined, np.concatenate(hashes))
+    fields = gathered_fields([(directory.fields, mask) for directory, mask in parts], added_fields)
+    return Directory(np.concatenate(records), joined, np.concatenate(hashes), fields=fields)
 
 
 class TailDirectory:
@@ -189,16 +234,19 @@ class TailDirectory:
         """Start empty."""
         self.records: Records = np.empty(0, dtype=RECORD)
         self.ids: list[str] = []
+        self.fields = TailColumns()
         self._positions: dict[str, list[int]] = {}
 
     @property
     def memory_bytes(self) -> int:
         """Bytes that it takes, about: a Python string takes 49 bytes beside its text."""
-        return self.records.nbytes + 100 * len(self.ids)
+        return self.records.nbytes + 100 * len(self.ids) + self.fields.memory_bytes
 
-    def append(self, records: Records, ids: Sequence[str]) -> None:
-        """Add passages at the end."""
+    def append(self, records: Records, ids: Sequence[str], fields: pa.Table | None = None) -> None:
+        """Add passages at the end. fields: their declared metadata, if any is declared."""
         count = len(self.ids)
+        if fields is not None and len(ids):
+            self.fields.append(fields)
         self.records = grown(self.records, count, len(records))
         self.records[count : count + len(records)] = records
         for position, document_id in enumerate(ids, count):

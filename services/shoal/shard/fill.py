@@ -33,6 +33,7 @@ _DOCUMENT_COLUMNS: Final = (
     schema.CONTENT_HASH,
     schema.UPDATED_AT,
     schema.CREATED_AT,
+    schema.EXPIRES_AT,
     *schema.CONTENT_COLUMNS,
 )
 
@@ -60,10 +61,11 @@ class References:
         span = hit.span
         span.start = self._starts[at]
         span.end = self._ends[at]
-        _write_time(self._updated_us[at], hit.update_time)
+        write_time(self._updated_us[at], hit.update_time)
 
 
-def _write_time(time_us: int, timestamp: Timestamp) -> None:
+def write_time(time_us: int, timestamp: Timestamp) -> None:
+    """Write microseconds since 1970 into a message."""
     seconds, rest_us = divmod(time_us, _US_PER_S)
     timestamp.seconds = seconds
     timestamp.nanos = rest_us * 1000
@@ -167,7 +169,7 @@ def read_documents(
     rows = rows.sort_by([(schema.DOCUMENT_ID, "ascending"), (schema.ORDINAL, "ascending")])
     times = {
         name: rows.column(name).cast(pa.int64()).to_pylist()
-        for name in (schema.CREATED_AT, schema.UPDATED_AT)
+        for name in (schema.CREATED_AT, schema.UPDATED_AT, schema.EXPIRES_AT)
     }
     columns = {name: rows.column(name).to_pylist() for name in _DOCUMENT_COLUMNS} | times
     documents: dict[str, StoredDocument] = {}
@@ -196,6 +198,8 @@ def _document(columns: dict[str, list[Any]], at: int) -> StoredDocument:
     )
     if columns[schema.METADATA][at]:
         write_metadata(columns[schema.METADATA][at], document.metadata)
-    _write_time(columns[schema.CREATED_AT][at], document.create_time)
-    _write_time(columns[schema.UPDATED_AT][at], document.update_time)
+    write_time(columns[schema.CREATED_AT][at], document.create_time)
+    write_time(columns[schema.UPDATED_AT][at], document.update_time)
+    if columns[schema.EXPIRES_AT][at] is not None:
+        write_time(columns[schema.EXPIRES_AT][at], document.expires_at)
     return document

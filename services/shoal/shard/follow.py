@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 from shoal.shard.directory import COLUMNS
 from shoal.shard.held import HeldLayout, HeldShard, IndexPlan, LayoutId
-from shoal.shard.shard import Shard
+from shoal.shard.recall_watch import RecallWatch
+from shoal.shard.shard import Main, Shard
 from shoal.shard.upkeep import RETRY_S, Upkeep
 from shoal.table import schema
 from shoal.table.cursor import Cursor
@@ -42,24 +43,31 @@ class IndexFollower:
         plan: IndexPlan,
         *,
         upkeep: Upkeep,
+        recall_watch: RecallWatch,
         background: Executor,
         patient: Executor,
+        checking: Executor,
         interval_s: float,
         on_progress: Callable[[], None],
+        now_us: Callable[[], int],
     ) -> None:
         """Start following.
 
         background: for what has to be done before anything can be searched. patient: for what is
-        done beside searches. on_progress: called in the follower's thread after each step.
+        done beside searches. checking: for checks of recall. on_progress: called in the follower's
+        thread after each step. now_us: microseconds since 1970, for what expires.
         """
         self.table_uri = plan.table_uri
         self.dimension = plan.dimension
         self.layouts: dict[LayoutId, HeldLayout] = {}
         # Opened by the follower's thread; reading from it is safe in any.
         self.table: PassageTable | None = None
-        self._upkeep, self._background, self._patient = upkeep, background, patient
+        self._upkeep, self._recall_watch = upkeep, recall_watch
+        self._background, self._patient, self._checking = background, patient, checking
         self._interval_s, self._on_progress = interval_s, on_progress
+        self._now_us = now_us
         self._stopping = False
+        self._swept = False
         self._poked = threading.Event()
         self.follow(plan)
         self._thread = threading.Thread(
@@ -78,6 +86,8 @@ class IndexFollower:
         for key, wanted in plan.layouts.items():
             before = self.layouts.get(key)
             held = before or HeldLayout(key, wanted.codebook_uri, plan.dimension)
+            if before is None:
+                held.live = self._recall_watch.begin(held, list(self.layouts.values()))
             held.shards = {
                 number: held.shards.get(number) or HeldShard(number)
                 for number in sorted(wanted.shards)
@@ -120,18 +130,36 @@ class IndexFollower:
     def _step(self, table: PassageTable) -> None:
         """Bring every loaded shard to the table's latest version."""
         table.refresh()
+        now_us = self._now_us()
         groups: dict[Cursor, list[_Member]] = {}
         for layout, held in self._held():
             if (shard := held.shard) is not None:
-                groups.setdefault(shard.view.cursor, []).append((layout, held, shard))
-        for cursor, members in groups.items():
-            if cursor.version == table.version:
+                # So that counts are right where nobody searches.
+                cursor = shard.present(now_us).cursor
+                groups.setdefault(cursor, []).append((layout, held, shard))
+        for cursor, each in groups.items():
+            members = self._not_left_behind(table, cursor, each)
+            if not members or cursor.version == table.version:
                 _mark_ready(members)
                 continue
             rows, reached = _changes(table, cursor, members)
             for layout, held, shard in members:
                 self._apply(layout, held, shard, rows, reached)
             _mark_ready(members)
+
+    def _not_left_behind(
+        self, table: PassageTable, cursor: Cursor, members: Sequence[_Member]
+    ) -> list[_Member]:
+        """Have those made anew that may lack deletions which the table has forgotten."""
+        trimmed = table.trimmed
+        kept = []
+        for layout, held, shard in members:
+            if trimmed.passed(cursor.sequence, slot_range(held.number, layout.id.shard_count)):
+                _log.info("%s, shard %d is behind what is trimmed", layout.id, held.number)
+                held.fail("the table has forgotten deletions that it lacks", float("-inf"))
+            else:
+                kept.append((layout, held, shard))
+        return kept
 
     def _apply(
         self,
@@ -159,7 +187,14 @@ class IndexFollower:
     def _schedule(self) -> None:
         """Give the background what it has to do; each shard has one thing done at a time."""
         now_s = self._upkeep.clock()
+        if not self._swept and all(held.ready for _, held in self._held()):
+            # Once: what is let go later is removed then. Until now it might have been of use.
+            self._swept = True
+            self._patient.submit(self._upkeep.sweep, list(self.layouts))
         for layout in self.layouts.values():
+            if self._recall_watch.due(layout) and layout.live is not None:
+                layout.live.busy = True
+                self._checking.submit(self._check_recall, layout)
             idle = [held for held in layout.shards.values() if not held.busy]
             missing = [held for held in idle if held.shard is None and held.retry_s <= now_s]
             if missing:
@@ -171,12 +206,23 @@ class IndexFollower:
             for held in idle:
                 if held.shard is None:
                     continue
-                if held.shard.fold_due:
+                outdated = self._outdated(layout, held, held.shard.view.main)
+                if held.shard.fold_due(outdated=outdated):
                     held.busy = True
                     self._patient.submit(self._upkeep.fold, layout, held)
-                elif self._upkeep.save_due(held):
+                elif self._upkeep.save_due(held, at_once=self._outdated(layout, held, held.saved)):
                     held.busy = True
                     self._patient.submit(self._upkeep.save, layout, held)
+
+    def _outdated(self, layout: HeldLayout, held: HeldShard, main: Main | None) -> bool:
+        """True if a main segment, stored, would be refused: deletions that it lacks are trimmed.
+
+        What is purged is among them, so that it has to leave the disk.
+        """
+        if main is None or self.table is None or self._upkeep.snapshots(layout) is None:
+            return False
+        slots = slot_range(held.number, layout.id.shard_count)
+        return self.table.trimmed.passed(main.cursor.sequence, slots)
 
     def _load(self, layout: HeldLayout, missing: Sequence[HeldShard]) -> None:
         # It may have waited in the queue for so long that it is not wanted any more.
@@ -188,6 +234,14 @@ class IndexFollower:
             ]
             self._upkeep.load(layout, self.table_uri, missing, siblings)
             self.poke()
+
+    def _check_recall(self, layout: HeldLayout) -> None:
+        def wanted() -> bool:
+            return not self._stopping and self.layouts.get(layout.id) is layout
+
+        # There is a table, as shards that were searched were loaded from it.
+        assert self.table is not None
+        self._recall_watch.check(layout, self.table, wanted)
 
 
 def _mark_ready(members: Sequence[_Member]) -> None:
@@ -202,7 +256,8 @@ def _changes(
     """Read what came since the cursor: of each document, the rows of its highest sequence."""
     bounds = [slot_range(held.number, layout.id.shard_count) for layout, held, _ in members]
     slots = (min(first for first, _ in bounds), max(end for _, end in bounds))
-    columns = (*_COLUMNS, schema.TERMS) if table.analyzer else _COLUMNS
+    terms = (schema.TERMS,) if table.analyzer else ()
+    columns = (*_COLUMNS, *terms, *(schema.field_column(each) for each in table.fields))
     batches, reached = table.changes(cursor, columns, slots=slots)
     held_batches = list(batches)
     if not held_batches:

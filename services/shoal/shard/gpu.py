@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from shoal.shard.codes import CoarseAssignment, Codebook
 from shoal.shard.kernel import faiss
+from shoal.shard.kind_lists import ListSegment
 from shoal.shard.merge import MISSING_SCORE
-from shoal.shard.segment import Found, IvfPqSegment
+from shoal.shard.segment import Found
 from shoal.shard.shard import Main
 from shoal.shard.tombstones import Live
 
@@ -93,9 +94,12 @@ class GpuLists:
 
 
 def placed(main: Main) -> Main:
-    """The same main segment with its lists on the GPU. Raises NoGpuError."""
+    """The same main segment with its lists on the GPU, if it has narrow codes in lists.
+
+    Other kinds are searched on the processor all the same. Raises NoGpuError.
+    """
     segment = main.segment
-    if not isinstance(segment, IvfPqSegment):
+    if not isinstance(segment, ListSegment) or not isinstance(segment.wide, np.ndarray):
         return main
     return replace(main, segment=replace(segment, gpu=GpuLists(segment.codebook, segment.wide)))
 

@@ -15,8 +15,10 @@ from typing import Final
 
 from shoal.internal.v1.shard_pb2 import LayoutKey, ShardState
 from shoal.shard.codes import Codebook
-from shoal.shard.shard import Main, Shard
-from shoal.v1.search_pb2 import SearchKind
+from shoal.shard.fill import write_time
+from shoal.shard.live_recall import LiveRecall
+from shoal.shard.shard import Main, Shard, View
+from shoal.table.trimming import NEVER_US
 
 _LOADING: Final = "it is being loaded"
 
@@ -97,6 +99,13 @@ class HeldLayout:
     codebook: Codebook | None = None
     # Replaced, never changed, by the follower of the topology.
     shards: dict[int, HeldShard] = field(default_factory=dict)
+    # What is known of its live queries; None in a layout that is searched exactly.
+    live: LiveRecall | None = None
+
+    @property
+    def effort(self) -> float:
+        """Times as hard as its codebook's measured parameters that it is searched."""
+        return 1.0 if self.live is None else self.live.effort
 
     @property
     def exact(self) -> bool:
@@ -125,7 +134,26 @@ class HeldLayout:
         state.table_version = view.cursor.version
         state.document_count = view.document_count
         state.passage_count = view.passage_count
-        state.kind = SearchKind.SEARCH_KIND_EXACT if self.exact else SearchKind.SEARCH_KIND_IVF_PQ
+        state.kind = view.main.segment.kind
         state.tail_count = view.tail_live.live_count
         state.memory_bytes = view.memory_bytes
+        write_next_expiry(view, state)
+        if self.live is not None:
+            _add_live(state, self.live)
         return state
+
+
+def write_next_expiry(view: View, state: ShardState) -> None:
+    """Write until when a view holds into a shard's state."""
+    state.ClearField("next_expiry")
+    if view.next_expiry_us < NEVER_US:
+        write_time(view.next_expiry_us, state.next_expiry)
+
+
+def _add_live(state: ShardState, live: LiveRecall) -> None:
+    state.search_effort = live.effort
+    known = live.shards.get(state.shard)
+    if known is not None:
+        state.recall, state.recall_query_count = known
+    if live.alert:
+        state.message = f"{state.message}; {live.alert}" if state.message else live.alert

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from shoal.shard.codes import write_synced
 from shoal.shard.kernel import faiss
+from shoal.table.manifest import HELD_OUT
 
-FILE_NAME: Final = "held-out.npz"
+FILE_NAME: Final = HELD_OUT
 # Neighbours that are kept of each query: more than are asked for, as copies of a document tie.
 _KEPT: Final = 64
 # Rows that are compared at once: FAISS compares large blocks faster than small ones.
@@ -54,13 +55,13 @@ class HeldOut:
 class Neighbours:
     """The exact neighbours of held-out vectors, among passages that come in pieces."""
 
-    def __init__(self, held_out: HeldOut) -> None:
-        """None found yet."""
-        self._held_out = held_out
+    def __init__(self, held_out: HeldOut, kept: int = _KEPT) -> None:
+        """None found yet. kept: neighbours that are kept of each vector."""
+        self._held_out, self._kept = held_out, kept
         count = len(held_out.vectors)
-        # [n, _KEPT], best first; -inf where there are fewer.
-        self.scores = np.full((count, _KEPT), -np.inf, np.float32)
-        self.row_ids = np.zeros((count, _KEPT), np.uint64)
+        # [n, kept], best first; -inf where there are fewer.
+        self.scores = np.full((count, kept), -np.inf, np.float32)
+        self.row_ids = np.zeros((count, kept), np.uint64)
         self._pending: list[tuple[NDArray[np.uint64], NDArray[np.float32]]] = []
         self._pending_count = 0
 
@@ -80,7 +81,7 @@ class Neighbours:
             scores, places = faiss.knn(
                 self._held_out.vectors,
                 vectors,
-                min(_KEPT, len(rows)),
+                min(self._kept, len(rows)),
                 metric=faiss.METRIC_INNER_PRODUCT,
             )
             self.take(scores, rows[places])
@@ -90,7 +91,7 @@ class Neighbours:
         """Take neighbours that were found elsewhere: [n, k]."""
         all_scores = np.concatenate([self.scores, scores], axis=1)
         all_rows = np.concatenate([self.row_ids, row_ids], axis=1)
-        best = np.argsort(-all_scores, axis=1, kind="stable")[:, :_KEPT]
+        best = np.argsort(-all_scores, axis=1, kind="stable")[:, : self._kept]
         self.scores = np.take_along_axis(all_scores, best, axis=1)
         self.row_ids = np.take_along_axis(all_rows, best, axis=1)
 

@@ -18,6 +18,7 @@ from shoal.rpc.topology import RefusedTopologyError
 from shoal.shard.config import ShardSettings
 from shoal.shard.follow import IndexFollower
 from shoal.shard.held import HeldLayout, IndexPlan, LayoutId, LayoutPlan
+from shoal.shard.recall_watch import RecallWatch
 from shoal.shard.upkeep import Upkeep
 from shoal.table.slots import SLOT_COUNT
 
@@ -25,6 +26,12 @@ _log = logging.getLogger(__name__)
 
 # A fifth of the processor time of a search's thread, where there is none to spare.
 _PATIENT_NICE: Final = 8
+# Below it: as little as Linux gives, a seventieth of a search's.
+_CHECKING_NICE: Final = 19
+_LOWEST_NICE: Final = 19
+# For which a thread of the background that runs Python may keep a search's thread waiting: a search
+# takes turns in three threads. Python's default is 5 ms.
+_SWITCH_INTERVAL_S: Final = 0.0005
 
 
 def plan_for(topology: Topology, instance_id: str) -> dict[str, IndexPlan]:
@@ -71,15 +78,29 @@ class Holdings:
     """All shards of this server, and the threads that look after them."""
 
     def __init__(
-        self, settings: ShardSettings, instance_id: str, on_progress: Callable[[], None]
+        self,
+        settings: ShardSettings,
+        instance_id: str,
+        on_progress: Callable[[], None],
+        now_us: Callable[[], int],
     ) -> None:
-        """on_progress: called, in any thread, when shards have moved on."""
+        """on_progress: called, in any thread, when shards have moved on.
+
+        now_us: microseconds since 1970.
+        """
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        self._now_us = now_us
         self._settings, self._instance_id = settings, instance_id
         self._on_progress = on_progress
         self._upkeep = Upkeep(settings)
         self._background = ThreadPoolExecutor(settings.background_threads, "shard-upkeep")
         self._patient = ThreadPoolExecutor(
             settings.background_threads, "shard-patient", initializer=_give_way
+        )
+        self._recall_watch = RecallWatch(settings)
+        # One thread, and its own: a long check must not keep folds and loads waiting.
+        self._checking = ThreadPoolExecutor(
+            1, "shard-recall", initializer=_give_way, initargs=(_CHECKING_NICE,)
         )
         self._closing = ThreadPoolExecutor(1, "shard-close")
         self._indexes: dict[str, IndexFollower] = {}
@@ -99,8 +120,11 @@ class Holdings:
                     upkeep=self._upkeep,
                     background=self._background,
                     patient=self._patient,
+                    recall_watch=self._recall_watch,
+                    checking=self._checking,
                     interval_s=self._settings.follow_interval_s,
                     on_progress=self._on_progress,
+                    now_us=self._now_us,
                 )
         if not self._swept and self._settings.snapshot_dir is not None:
             self._swept = True
@@ -127,6 +151,7 @@ class Holdings:
         self._indexes = {}
         self._background.shutdown(cancel_futures=True)
         self._patient.shutdown(cancel_futures=True)
+        self._checking.shutdown(cancel_futures=True)
         self._closing.shutdown()
 
     def _close(self, followers: Iterable[IndexFollower]) -> None:
@@ -141,10 +166,16 @@ class Holdings:
                 folder.drop()
 
 
-def _give_way() -> None:
-    """Let searches go first on a busy core: a priority is a thread's own on Linux."""
+def _give_way(nice: int = _PATIENT_NICE) -> None:
+    """Let searches go first on a busy core: a priority is a thread's own on Linux.
+
+    nice: so far below that of the process, whatever it is: Ray starts its workers at 15, unless it
+    is told not to.
+    """
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _PATIENT_NICE)
+        mine = threading.get_native_id()
+        lower = os.getpriority(os.PRIO_PROCESS, mine) + nice
+        os.setpriority(os.PRIO_PROCESS, mine, min(_LOWEST_NICE, lower))
 
 
 def _sweep(root: Path, held_uids: set[str]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from shoal.shard.directory import Records, TailDirectory, grown
 from shoal.shard.postings import CountedTerms, TailPostings, no_terms
@@ -47,16 +48,21 @@ class LiveTail:
         vectors: NDArray[np.float32],
         records: Records,
         ids: Sequence[str],
+        fields: pa.Table | None = None,
         counted: CountedTerms | None = None,
     ) -> None:
-        """Add passages at the end. counted: their terms; None if they are not known."""
+        """Add passages at the end.
+
+        fields: their declared metadata, if any is declared. counted: their terms; None if they are
+        not known.
+        """
         counted = counted or no_terms(len(ids))
         assert len(vectors) == len(records) == len(ids) == len(counted.counts)
         count = self.count
         self._vectors = grown(self._vectors, count, len(vectors))
         self._vectors[count : count + len(vectors)] = vectors
         self.postings.append(counted)
-        self.directory.append(records, ids)
+        self.directory.append(records, ids, fields)
 
     def search(self, queries: NDArray[np.float32], k: int, live: Live) -> Found:
         """Find the best k of each query among the first `live.count`."""

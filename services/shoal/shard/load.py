@@ -15,8 +15,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from shoal.shard.codes import Codebook
 from shoal.shard.directory import COLUMNS, Directory, Positions, find_rows, hash_ids, records_of
+from shoal.shard.field_columns import encoded, field_rows
+from shoal.shard.filling import SegmentBuilder
 from shoal.shard.postings import PostingsBuilder, counted_of
-from shoal.shard.segment import SegmentBuilder
 from shoal.shard.shard import Main
 from shoal.table import schema
 from shoal.table.cursor import EMPTY_CURSOR, Cursor
@@ -72,9 +73,11 @@ def build_runs(
     Raises as `build_shards` does.
     """
     slots = (min(first for first, _ in runs), max(end for _, end in runs))
-    columns = (*COLUMNS, schema.SEQUENCE, schema.SLOT, schema.TOMBSTONE)
+    fields = [schema.field_column(each) for each in table.fields]
+    columns = (*COLUMNS, schema.SEQUENCE, schema.SLOT, schema.TOMBSTONE, *fields)
     batches, cursor = table.changes(EMPTY_CURSOR, columns, slots=slots)
-    parts = _divide(present_rows(batches), codebook, table, runs)
+    present = present_rows(batches)
+    parts = _divide(_no_rows(table) if present is None else present, codebook, table, runs)
     terms = (schema.TERMS,) if table.analyzer else ()
     for batch in table.scan(terms, slots=slots, with_vectors=True):
         for part in parts:
@@ -83,16 +86,15 @@ def build_runs(
 
 
 def _divide(
-    present: pa.Table | None,
+    present: pa.Table,
     codebook: Codebook | None,
     table: PassageTable,
     runs: Sequence[tuple[int, int]],
 ) -> list[_Part]:
     parts = []
     for first, end in runs:
-        rows = _no_rows() if present is None else present
-        slots = rows.column(schema.SLOT).to_numpy()
-        rows = rows.filter(pa.array((slots >= first) & (slots < end)))
+        slots = present.column(schema.SLOT).to_numpy()
+        rows = present.filter(pa.array((slots >= first) & (slots < end)))
         row_ids = rows.column(schema.ROW_ID).to_numpy()
         builder = SegmentBuilder(codebook, table.dimension, rows.num_rows)
         order = np.argsort(row_ids).astype(np.uint32)
@@ -101,9 +103,10 @@ def _divide(
     return parts
 
 
-def _no_rows() -> pa.Table:
-    layout = schema.table_schema(1)
-    fields = [layout.field(name) for name in (*COLUMNS, schema.SLOT)]
+def _no_rows(table: PassageTable) -> pa.Table:
+    layout = schema.table_schema(table.dimension, table.fields)
+    columns = (*COLUMNS, schema.SLOT, *(schema.field_column(each) for each in table.fields))
+    fields = [layout.field(name) for name in columns]
     return pa.schema([*fields, pa.field(schema.ROW_ID, pa.uint64())]).empty_table()
 
 
@@ -124,6 +127,7 @@ def _finish(part: _Part, cursor: Cursor) -> Main:
     arrived = np.concatenate([np.empty(0, dtype=np.int64), *part.arrived])
     rows = part.rows.take(pa.array(arrived))
     ids = rows.column(schema.DOCUMENT_ID).cast(pa.large_string()).combine_chunks()
-    directory = Directory(records_of(rows), ids, hash_ids(ids.to_pylist()))
+    fields = encoded(field_rows(rows))
+    directory = Directory(records_of(rows), ids, hash_ids(ids.to_pylist()), fields=fields)
     postings = None if part.postings is None else part.postings.finish()
     return Main(part.builder.finish(), directory, cursor, postings)

@@ -1,7 +1,8 @@
 """How are the shards of another division made without encoding anything again?
 
 A shard owns a run of slots, so a new one is put together of runs of old ones: their codes, wide
-codes and directories are gathered, their live tails carried along. The dead stay behind. What the
+codes and directories are gathered, their live tails carried along (a graph is made again of the
+stored codes). The dead stay behind. What the
 old shards have applied of the table may differ a little: the new one starts where the least of them
 stands, and takes what came since again, which changes nothing for those who have it.
 """
@@ -9,13 +10,14 @@ stands, and takes what came since again, which changes nothing for those who hav
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from shoal.shard import directory, postings, segment
+from shoal.shard import directory, filling, postings
+from shoal.shard.kind_lists import ListSegment
 from shoal.shard.live_tail import LiveTail
-from shoal.shard.segment import IvfPqSegment
+from shoal.shard.segment import Segment
 from shoal.shard.shard import Main, Shard, View
 from shoal.shard.tombstones import Live
 from shoal.table.cursor import Cursor
@@ -69,7 +71,7 @@ def assembled(pieces: Sequence[Piece], dimension: int, fold_at_passages: int) ->
     """Put a shard together. Takes the memory of its codes; the sources stay as they are."""
     mains = [(piece.source.main, _wanted(piece)) for piece in pieces]
     main = Main(
-        segment.gathered([(_on_cpu(each.segment), mask) for each, mask in mains]),
+        filling.gathered([(_on_cpu(each.segment), mask) for each, mask in mains]),
         directory.gathered([(each.directory, mask) for each, mask in mains]),
         _least([each.cursor for each, _ in mains]),
         _postings_of(mains),
@@ -101,10 +103,10 @@ def _within(slots: NDArray[np.int64], run: tuple[int, int]) -> NDArray[np.bool_]
     return (slots >= run[0]) & (slots < run[1])
 
 
-def _on_cpu(each: segment.Segment) -> segment.Segment:
+def _on_cpu(each: Segment) -> Segment:
     """Without what a GPU has of it: that is made of the new segment anew."""
-    if isinstance(each, IvfPqSegment) and each.gpu is not None:
-        return IvfPqSegment(each.codebook, each.lists, each.wide)
+    if isinstance(each, ListSegment) and each.gpu is not None:
+        return replace(each, gpu=None)
     return each
 
 
@@ -114,8 +116,9 @@ def _carry(piece: Piece, view: View, tail: LiveTail) -> None:
     slots = slots_of(old.ids[:count]).astype(np.int64)
     chosen = np.flatnonzero(view.tail_live.mask() & _within(slots, piece.slots))
     vectors = view.tail.vectors(count)[chosen]
+    fields = old.fields.take(chosen)
     counted = view.tail.postings.first(count).counted(np.isin(np.arange(count), chosen))
-    tail.append(vectors, old.records[chosen], old.ids_at(chosen), counted)
+    tail.append(vectors, old.records[chosen], old.ids_at(chosen), fields, counted)
 
 
 def _least(cursors: Sequence[Cursor]) -> Cursor:

@@ -108,7 +108,7 @@ class _Maker:
         count = self._layout.id.shard_count
         if main is None and published is not None and published.shard_count == count:
             main = published.load(held.number, refused)
-        return main if main is not None and self._suits(main, count) else None
+        return main if main is not None and self._suits(main, held.number, count) else None
 
     def _own(self, held: HeldShard, refused: Callable[[str], None]) -> Main | None:
         folder = own_segments(self._settings, self._layout)
@@ -157,7 +157,7 @@ class _Maker:
                     main = folder.load(
                         shard, self._layout.codebook, self._layout.dimension, mapped=False
                     )
-                    if main is not None and self._suits(main, count):
+                    if main is not None and self._suits(main, shard, count):
                         yield Source(slots, main)
 
     def _published_parts(self, run: tuple[int, int]) -> Iterator[Source]:
@@ -169,7 +169,7 @@ class _Maker:
             if max(slots[0], run[0]) >= min(slots[1], run[1]):
                 continue
             main = published.load(shard, lambda problem: None)
-            if main is not None and self._suits(main, published.shard_count):
+            if main is not None and self._suits(main, shard, published.shard_count):
                 yield Source(slots, main)
 
     def _roots(self) -> Iterator[Path]:
@@ -179,12 +179,16 @@ class _Maker:
         if shared is not None and shared.is_dir():
             yield from sorted(path for path in shared.iterdir() if path != own and path.is_dir())
 
-    def _suits(self, main: Main, shard_count: int) -> bool:
+    def _suits(self, main: Main, shard: int, shard_count: int) -> bool:
+        """True if the table leads on from a segment, and not over too many rows."""
         if (main.postings is None) == bool(self._table.analyzer):
             _log.info("a stored segment of %s has no terms, or others", self._layout.id)
             return False
         expected_rows = 2 * main.directory.count * shard_count + _MAX_CATCH_UP_ROWS
-        if main.cursor.version > self._table.version or self._table.row_count > expected_rows:
+        ahead = main.cursor.version > self._table.version
+        slots = slot_range(shard, shard_count)
+        left_behind = self._table.trimmed.passed(main.cursor.sequence, slots)
+        if ahead or left_behind or self._table.row_count > expected_rows:
             _log.info("a stored segment of %s does not suit the table", self._layout.id)
             return False
         return True

@@ -65,9 +65,12 @@ class Published:
     def load(self, shard: int, on_refusal: Callable[[str], None]) -> Main | None:
         """Load the segment of a shard.
 
-        None if it is damaged, which is logged, and told to `on_refusal`, with the name of the file.
+        None if it was removed, or if it is damaged, which is logged, and told to `on_refusal`, with
+        the name of the file.
         """
         manifest, entry = self.manifest, self.manifest.segments[shard]
+        if not entry.files:
+            return None  # The writer has removed it, for what was purged since.
         stored = SnapshotFolder(
             segment_folder(self.folder, shard),
             manifest.index_uid,

@@ -9,6 +9,8 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from shoal.filters.fields import Field
+from shoal.filters.parsing import parse
 from shoal.internal.v1.shard_pb2 import (
     CountTermsRequest,
     FetchDocumentsRequest,
@@ -19,6 +21,7 @@ from shoal.internal.v1.shard_pb2 import (
 )
 from shoal.rpc.arrays import UINT64, unpack, unpack_vectors
 from shoal.rpc.errors import InvalidFieldError
+from shoal.shard.field_columns import Condition
 
 MAX_QUERY_COUNT: Final = 1024
 MAX_TOP_K: Final = 1000
@@ -53,11 +56,24 @@ def check_search(request: SearchShardsRequest) -> None:
     for at, fill in enumerate(request.fill):
         if fill not in _FILLS:
             raise InvalidFieldError(f"fill[{at}]", f"{fill} is no fill that this server knows")
+    if request.filters and len(request.filters) != count:
+        raise InvalidFieldError(
+            "filters", f"has {len(request.filters)} entries for {count} queries: give one a query"
+        )
     if len(request.lexical) not in (0, count):
         raise InvalidFieldError(
             "lexical", f"has {len(request.lexical)} entries for {count} queries: give one a query"
         )
     _check_shards(request)
+
+
+def read_conditions(
+    request: SearchShardsRequest, fields: tuple[Field, ...]
+) -> list[Condition | None]:
+    """The filter of each query, None where it has none. Raises InvalidFilterError."""
+    if not any(request.filters):
+        return [None] * request.queries.count
+    return [Condition(text, parse(text, fields)) if text else None for text in request.filters]
 
 
 def check_count(request: CountTermsRequest) -> None:

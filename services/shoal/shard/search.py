@@ -1,16 +1,16 @@
 """How are many queries answered from many shards?
 
-The lists to look in are chosen once for all shards. Each shard gives its candidates, by codes, and
-its tail's, exactly; of the former the likeliest of all shards together are scored again. So it
-costs what one segment would, recall does not depend on the number of shards, and the codebook's
-measured parameters hold. A shard that fails is left out.
+Where to look is chosen once for all shards. Each shard gives its candidates, by codes, and its
+tail's, exactly; of the former the likeliest of all shards together are scored again, unless the
+codes' own scores are final. So it costs what one segment would, recall does not depend on the
+number of shards, and the codebook's measured parameters hold. A shard that fails is left out.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
@@ -18,8 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from shoal.shard.codes import Codebook
 from shoal.shard.directory import Directory, TailDirectory
+from shoal.shard.field_columns import Condition, Matches
+from shoal.shard.kinds import kind_of
 from shoal.shard.merge import MISSING_SCORE, best, likeliest
-from shoal.shard.segment import ExactSegment, IvfPqSegment, Vectors
+from shoal.shard.segment import CodedSegment, ExactSegment, Vectors
+from shoal.shard.selective import Part, is_narrow, score_survivors, widened
 from shoal.shard.shard import View
 
 _log = logging.getLogger(__name__)
@@ -33,6 +36,42 @@ class Target:
 
     shard: int
     view: View
+    # What a filter has left of the shard; None if there is no filter. Then the view's `Live` are
+    # those that match.
+    matches: Matches | None = None
+    # Passages that can be found by one filter or another; None: those of the view.
+    whole_count: int | None = None
+
+    @property
+    def passage_count(self) -> int:
+        """Passages that can be found, whatever the filter."""
+        return self.view.passage_count if self.whole_count is None else self.whole_count
+
+    def matching(self, condition: Condition) -> Target:
+        """The same, with what does not match a filter as good as dead."""
+        view = self.view
+        main, tail = view.main.directory, view.tail.directory
+        if main.fields is None:
+            assert main.count == 0
+            matches = Matches(np.empty(0, dtype=bool))
+        else:
+            matches = main.fields.matches(condition)
+        in_tail = tail.fields.matches(condition, view.tail_live.count)
+        narrowed = replace(
+            view,
+            main_live=view.main_live.intersected(matches.bits),
+            tail_live=view.tail_live.intersected(in_tail.bits),
+        )
+        return Target(self.shard, narrowed, matches, view.passage_count)
+
+    def emptied(self) -> Target:
+        """The same, with nothing in it that can be found."""
+        view, nothing = self.view, Matches(np.zeros(self.view.main_live.count, dtype=bool))
+        main_live = view.main_live.intersected(nothing.bits)
+        tail_bits = np.zeros((view.tail_live.count + 7) // 8, dtype=np.uint8)
+        tail_live = view.tail_live.intersected(tail_bits)
+        narrowed = replace(view, main_live=main_live, tail_live=tail_live)
+        return Target(self.shard, narrowed, nothing, view.passage_count)
 
     def directory(self, tail: bool) -> Directory | TailDirectory:
         """The directory of its main segment, or of its tail."""
@@ -59,11 +98,16 @@ class _Search:
     """One search of a block of queries; collects what each target finds."""
 
     def __init__(
-        self, targets: Sequence[Target], shard_count: int, queries: Vectors, top_k: int
+        self,
+        targets: Sequence[Target],
+        shard_count: int,
+        queries: Vectors,
+        top_k: int,
+        effort: float,
     ) -> None:
         self.targets, self.shard_count = targets, shard_count
         self.queries = queries
-        self.top_k = top_k
+        self.top_k, self.effort = top_k, effort
         self.failures: dict[int, str] = {}
 
     def guarded(self, target: Target, work: Callable[[], Any]) -> Any:
@@ -97,31 +141,82 @@ class _Search:
         return blocks
 
     def coded(self, codebook: Codebook) -> list[_Block]:
-        """Search the inverted lists of all targets, and score the likeliest candidates again."""
-        point = codebook.manifest.point_for(self.top_k)
-        count = point.candidate_count(self._growth(codebook))
-        assignment = codebook.assign(self.queries, point.nprobe)
+        """Search the codes of all targets, and score the likeliest candidates again."""
+        kind, growth = kind_of(codebook), self._growth(codebook)
+        manifest = codebook.manifest.harder(self.effort)
+        point = manifest.point_for(self.top_k)
+        count = point.candidate_count(growth)
+        parts = self._parts()
+        if parts is None:
+            probe = kind.probe(codebook, self.queries, point, growth)
+        elif not parts:
+            return []
+        elif is_narrow(kind, manifest, self.top_k, len(self.queries), parts):
+            return self._survivors(codebook)
+        else:
+            probe, count = widened(
+                kind, codebook, manifest, self.queries, self.top_k, growth, parts
+            )
+        blocks = self._candidates(probe, count)
+        if blocks and kind.refines:
+            candidates = _join(blocks)
+            columns = likeliest(candidates.scores, count)
+            blocks = [self._refined(codebook, candidates.columns(columns))]
+        return blocks if parts is None else self._completed(codebook, blocks, parts)
+
+    def _candidates(self, probe: Any, count: int) -> list[_Block]:
         blocks = []
         for at, target in enumerate(self.targets):
             view, segment = target.view, target.view.main.segment
-            if isinstance(segment, IvfPqSegment) and view.main_live.live_count:
+            if isinstance(segment, CodedSegment) and view.main_live.live_count:
                 found = self.guarded(
                     target,
-                    partial(segment.candidates, self.queries, assignment, count, view.main_live),
+                    partial(segment.candidates, self.queries, probe, count, view.main_live),
                 )
                 blocks += _block(found, 2 * at)
-        if not blocks:
-            return []
-        candidates = _join(blocks)
-        columns = likeliest(candidates.scores, count)
-        return [self._refined(codebook, candidates.columns(columns))]
+        return blocks
+
+    def _parts(self) -> list[Part] | None:
+        """What a filter leaves of the inverted lists; None if there is no filter."""
+        if all(target.matches is None for target in self.targets):
+            return None
+        parts = (_part(target) for target in self.targets)
+        return [part for part in parts if part is not None and part.live.live_count]
+
+    def _survivors(self, codebook: Codebook) -> list[_Block]:
+        """Compare the queries with all that matches a filter."""
+        blocks = []
+        for at, target in enumerate(self.targets):
+            segment, part = target.view.main.segment, _part(target)
+            if isinstance(segment, CodedSegment) and part is not None and part.live.live_count:
+                score = partial(
+                    score_survivors, codebook, segment.wide, part, self.queries, self.top_k
+                )
+                blocks += _block(self.guarded(target, score), 2 * at)
+        return blocks
+
+    def _completed(
+        self, codebook: Codebook, blocks: list[_Block], parts: Sequence[Part]
+    ) -> list[_Block]:
+        """Where fewer were found than match, compare the query with all that matches instead."""
+        wanted = min(self.top_k, sum(part.live.live_count for part in parts))
+        found = sum((block.positions >= 0).sum(axis=1) for block in blocks)
+        short = np.flatnonzero(np.broadcast_to(found, len(self.queries)) < wanted)
+        if not len(short) or self.failures:
+            return blocks
+        rest = _Search(self.targets, self.shard_count, self.queries[short], self.top_k, self.effort)
+        again = [_spread(each, short, len(self.queries)) for each in rest._survivors(codebook)]
+        self.failures |= rest.failures
+        for block in blocks:
+            block.scores[short], block.positions[short] = MISSING_SCORE, -1
+        return blocks + again
 
     def _growth(self, codebook: Codebook) -> float:
         """How many times as many passages there are as recall was measured among.
 
         Of all shards, by those that are here: slots divide an index evenly.
         """
-        here = sum(target.view.passage_count for target in self.targets)
+        here = sum(target.passage_count for target in self.targets)
         total = here * self.shard_count / len(self.targets)
         return total / codebook.manifest.sample_count
 
@@ -131,7 +226,7 @@ class _Search:
         wide = np.empty((len(parts), self.queries.shape[1]), codebook.wide.dtype)
         for at, target in enumerate(self.targets):
             segment = target.view.main.segment
-            if isinstance(segment, IvfPqSegment):
+            if isinstance(segment, CodedSegment):
                 here = np.flatnonzero(parts == 2 * at)
                 wide[here] = segment.wide.take(positions[here], axis=0, mode="clip")
         scores = codebook.wide.scores(
@@ -159,11 +254,28 @@ class _Block:
         )
 
 
+def _part(target: Target) -> Part | None:
+    view, fields = target.view, target.view.main.directory.fields
+    segment = view.main.segment
+    if target.matches is None or fields is None or not isinstance(segment, CodedSegment):
+        return None
+    return Part(segment, fields, target.matches, view.main_live)
+
+
 def _block(found: Any, part: int) -> list[_Block]:
     if found is None:
         return []
     scores, positions = found
     return [_Block(scores, positions, np.full(positions.shape, part, dtype=np.int64))]
+
+
+def _spread(block: _Block, rows: NDArray[np.int64], count: int) -> _Block:
+    """The same candidates, for some rows of `count`."""
+    width = block.scores.shape[1]
+    scores = np.full((count, width), MISSING_SCORE, dtype=np.float32)
+    positions = np.full((count, width), -1, dtype=np.int64)
+    scores[rows], positions[rows] = block.scores, block.positions
+    return _Block(scores, positions, np.full(positions.shape, block.parts[0, 0]))
 
 
 def _join(blocks: Sequence[_Block]) -> _Block:
@@ -181,13 +293,15 @@ def search(
     top_k: int,
     *,
     shard_count: int,
+    effort: float = 1.0,
 ) -> tuple[Ranking, dict[int, str]]:
     """Find the best `top_k` of each query, float32 [n, dimension], in all targets together.
 
     codebook: of the layout; None if it is searched exactly. shard_count: of the layout, of which
-    the targets may be a part. Returns also what failed, by shard.
+    the targets may be a part. effort: times as hard as the codebook's measured parameters. Returns
+    also what failed, by shard.
     """
-    running = _Search(targets, shard_count, queries, top_k)
+    running = _Search(targets, shard_count, queries, top_k, effort)
     blocks = running.exact()
     if codebook is not None:
         blocks += running.coded(codebook)

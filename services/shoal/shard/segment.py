@@ -1,21 +1,21 @@
 """How are the vectors of a segment searched?
 
-Two kinds: every vector compared, or inverted lists of product-quantised codes whose candidates are
-scored again by a wider code. A segment never changes; a fold makes another one of it. Results are
-positions in the segment; those that are not live are left out inside the search.
+Every vector is compared, or codes are searched: lists or a graph of them, as `shoal.shard.kinds`
+has them. A segment never changes; a fold makes another one of it. Results are positions in the
+segment; those that are not live are left out inside the search.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from shoal.shard.codes import CoarseAssignment, Codebook
+from shoal.shard.codes import Codebook
 from shoal.shard.kernel import faiss
-from shoal.shard.lists import join, keep
+from shoal.shard.kind_names import number_of
 from shoal.shard.merge import MISSING_SCORE
 from shoal.shard.tombstones import Live
 from shoal.v1.search_pb2 import SearchKind
@@ -23,9 +23,6 @@ from shoal.v1.search_pb2 import SearchKind
 Vectors = NDArray[np.float32]
 # Scores [n, k] and positions [n, k]; -inf and -1 where there are fewer than k.
 Found = tuple[NDArray[np.float32], NDArray[np.int64]]
-
-# Rows that are copied at once in a fold.
-_BLOCK_ROWS: Final = 16_384
 
 
 def search_exact(vectors: Vectors, queries: Vectors, k: int, live: Live) -> Found:
@@ -53,19 +50,94 @@ def search_exact(vectors: Vectors, queries: Vectors, k: int, live: Live) -> Foun
     return scores, positions
 
 
-class ListsOnGpu(Protocol):
-    """What `shoal.shard.gpu` makes of a segment's lists."""
+@dataclass(frozen=True)
+class MemoryUse:
+    """Bytes that a segment takes, by what for."""
 
-    def candidates(
-        self, queries: Vectors, assignment: CoarseAssignment, count: int, live: Live
-    ) -> Found:
-        """Find candidates of each query."""
+    # What a search compares: vectors or codes, the wide ones too.
+    codes: int
+    # Position of each code of a list, eight bytes each.
+    ids: int = 0
+    # Edges of a graph.
+    links: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.codes + self.ids + self.links
+
+
+class WideRows(Protocol):
+    """Wide codes by position: an array, or what reads them from where they are."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Vectors, and numbers in each."""
         ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of a code's numbers."""
+        ...
+
+    def __getitem__(self, positions: Any, /) -> NDArray[Any]:
+        """Codes of positions, of any shape: [..., dimension]."""
+        ...
+
+    def take(self, positions: Any, /, axis: Any = ..., out: None = None, mode: Any = ...) -> Any:
+        """As an array's: rows of positions, [n, dimension]."""
+        ...
+
+
+class CodedSegment(ABC):
+    """A segment that is searched by its codes. Each kind has its own."""
+
+    # Part of a segment that the tail reaches before it is folded in: a fold costs a copy.
+    fold_part: ClassVar[int]
+
+    codebook: Codebook
+    # By position: what candidates, or whatever positions, are scored by (`Codebook.wide`).
+    wide: Any
+
+    @property
+    def kind(self) -> SearchKind.ValueType:
+        """How it is searched."""
+        return number_of(self.codebook.manifest.kind)
+
+    @property
+    def count(self) -> int:
+        """Vectors."""
+        return int(self.wide.shape[0])
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes that it takes, the mapped ones too."""
+        return self.memory.total
+
+    @property
+    @abstractmethod
+    def memory(self) -> MemoryUse:
+        """Bytes that it takes, by what for."""
+
+    @abstractmethod
+    def candidates(self, queries: Vectors, probe: Any, count: int, live: Live) -> Found:
+        """Find candidates of each query where `probe`, of the segment's kind, says to look.
+
+        Their scores are the final ones if the kind says that it does not refine; else they are only
+        good to choose by.
+        """
+
+    @abstractmethod
+    def folded(self, live: Live, added: Vectors) -> CodedSegment:
+        """Make a segment of the live vectors and then the added ones. A second copy meanwhile."""
 
 
 @dataclass(frozen=True)
 class ExactSegment:
     """Vectors as they are."""
+
+    # As quick to search in the tail as in the main segment.
+    fold_part: ClassVar[int] = 4
 
     vectors: Vectors
 
@@ -78,6 +150,11 @@ class ExactSegment:
     def count(self) -> int:
         """Vectors."""
         return len(self.vectors)
+
+    @property
+    def memory(self) -> MemoryUse:
+        """Bytes that it takes, by what for."""
+        return MemoryUse(self.vectors.nbytes)
 
     @property
     def memory_bytes(self) -> int:
@@ -100,158 +177,4 @@ class ExactSegment:
         return ExactSegment(vectors)
 
 
-@dataclass(frozen=True)
-class IvfPqSegment:
-    """Codes in inverted lists, and a wide code of each vector."""
-
-    codebook: Codebook
-    # A FAISS IVF index whose ids are positions.
-    lists: Any
-    # By position.
-    wide: NDArray[Any]
-    # The lists on a GPU, which then are what is searched.
-    gpu: ListsOnGpu | None = None
-
-    @property
-    def kind(self) -> SearchKind.ValueType:
-        """How it is searched."""
-        return SearchKind.SEARCH_KIND_IVF_PQ
-
-    @property
-    def count(self) -> int:
-        """Vectors."""
-        return len(self.wide)
-
-    @property
-    def memory_bytes(self) -> int:
-        """Bytes that it takes: codes, ids of eight bytes, wide codes."""
-        code_bytes: int = self.lists.code_size
-        return self.count * (code_bytes + 8) + self.wide.nbytes
-
-    def candidates(
-        self, queries: Vectors, assignment: CoarseAssignment, count: int, live: Live
-    ) -> Found:
-        """Find candidates of each query by their codes; their scores are only good to choose."""
-        assert live.count == self.count
-        if self.gpu is not None:
-            return self.gpu.candidates(queries, assignment, count, live)
-        scores = np.full((len(queries), count), MISSING_SCORE, dtype=np.float32)
-        positions = np.full((len(queries), count), -1, dtype=np.int64)
-        if live.live_count:
-            self.lists.search_preassigned_c(
-                len(queries),
-                faiss.swig_ptr(queries),
-                count,
-                faiss.swig_ptr(assignment.lists),
-                faiss.swig_ptr(assignment.scores),
-                faiss.swig_ptr(scores),
-                faiss.swig_ptr(positions),
-                False,
-                _parameters(assignment.lists.shape[1], live),
-            )
-            scores[positions < 0] = MISSING_SCORE
-        return scores, positions
-
-    def folded(self, live: Live, added: Vectors) -> IvfPqSegment:
-        """Make a segment of the live vectors and then the added ones. A second copy meanwhile."""
-        lists = self.codebook.copy_of(self.lists)
-        wide = self.wide
-        if live.dead_count:
-            mask = live.mask()
-            keep(lists, mask)
-            wide = wide[mask]
-        if len(added):
-            _add(lists, added, live.live_count)
-            wide = np.concatenate([wide, self.codebook.wide.encode(added)])
-        return IvfPqSegment(self.codebook, lists, wide)
-
-
-def _parameters(nprobe: int, live: Live) -> Any:
-    # Naming a selector, even None, takes ten times as long as not to.
-    if live.selector is None:
-        return faiss.SearchParametersIVF(nprobe=nprobe)
-    return faiss.SearchParametersIVF(nprobe=nprobe, sel=live.selector)
-
-
-def _add(lists: Any, vectors: Vectors, first: int) -> None:
-    ids = np.arange(first, first + len(vectors), dtype=np.int64)
-    for start in range(0, len(vectors), _BLOCK_ROWS):
-        block = slice(start, start + _BLOCK_ROWS)
-        lists.add_with_ids(vectors[block], ids[block])
-
-
-Segment = ExactSegment | IvfPqSegment
-
-
-def gathered(parts: Sequence[tuple[Segment, NDArray[np.bool_]]]) -> Segment:
-    """Make a segment of the marked positions of others, one after another, without encoding.
-
-    All are of one kind and of one codebook; there is at least one.
-    """
-    first = parts[0][0]
-    if isinstance(first, ExactSegment):
-        rows = [
-            segment.vectors[mask] for segment, mask in parts if isinstance(segment, type(first))
-        ]
-        assert len(rows) == len(parts)
-        return ExactSegment(np.concatenate(rows))
-    coded = [(segment, mask) for segment, mask in parts if isinstance(segment, type(first))]
-    assert len(coded) == len(parts)
-    # The bytes of a codebook, not the object: each layout may have read its own.
-    assert len({segment.codebook.manifest.sha256 for segment, _ in coded}) == 1
-    moved = []
-    for segment, mask in coded:
-        lists = first.codebook.copy_of(segment.lists)
-        keep(lists, mask)
-        moved.append(lists)
-    join(moved[0], moved[1:])
-    wide = np.empty((moved[0].ntotal, first.wide.shape[1]), first.wide.dtype)
-    end = 0
-    for segment, mask in coded:
-        start, end = end, end + int(mask.sum())
-        np.compress(mask, segment.wide, axis=0, out=wide[start:end])
-    return IvfPqSegment(first.codebook, moved[0], wide)
-
-
-class SegmentBuilder:
-    """Makes a segment of vectors that come in pieces; the number of all is known before."""
-
-    def __init__(self, codebook: Codebook | None, dimension: int, capacity: int) -> None:
-        """codebook: None for an exact segment."""
-        self._codebook = codebook
-        self._count = 0
-        if codebook is None:
-            self._rows: NDArray[Any] = np.empty((capacity, dimension), dtype=np.float32)
-            return
-        self._rows = np.empty((capacity, dimension), dtype=codebook.wide.dtype)
-        self._lists = codebook.new_lists()
-        # FAISS adds large blocks faster than small ones.
-        self._pending: list[Vectors] = []
-        self._pending_count = 0
-
-    def add(self, vectors: Vectors) -> None:
-        """Add vectors at the end."""
-        end = self._count + len(vectors)
-        if self._codebook is None:
-            self._rows[self._count : end] = vectors
-        else:
-            self._rows[self._count : end] = self._codebook.wide.encode(vectors)
-            self._pending.append(vectors)
-            self._pending_count += len(vectors)
-            if self._pending_count >= _BLOCK_ROWS:
-                self._flush(end)
-        self._count = end
-
-    def finish(self) -> Segment:
-        """Give the segment."""
-        assert self._count == len(self._rows)
-        if self._codebook is None:
-            return ExactSegment(self._rows)
-        self._flush(self._count)
-        return IvfPqSegment(self._codebook, self._lists, self._rows)
-
-    def _flush(self, end: int) -> None:
-        if self._pending:
-            vectors = np.ascontiguousarray(np.concatenate(self._pending))
-            _add(self._lists, vectors, end - len(vectors))
-            self._pending, self._pending_count = [], 0
+Segment = ExactSegment | CodedSegment

@@ -1,60 +1,68 @@
 """Which files is a main segment, with its directory, stored in?
 
     segment     exact: vectors.npy
-                ivf_pq: lists.bin (packed codes and ids), list_sizes.npy, wide.npy
+                kinds with lists: lists.bin (packed codes and ids), list_sizes.npy, maybe wide.npy
+                hnsw: graph.faiss
     directory   records.npy, ids.arrow, sorted_hashes.npy, hash_order.npy, maybe row_order.npy
+                and expiry_order.npy; of declared metadata, fields.arrow
     postings    terms.npy, term_offsets.npy, posting_positions.npy, posting_frequencies.npy,
                 lengths.npy: none of them if the table has no terms
 
 All can be mapped: a shard that was read costs no memory until it is searched, and then the parts
-that searches touch, which the system may take back. A further kind of segment is a further entry in
-`_KINDS`; whatever else a directory keeps of a passage goes into `Directory.columns`.
+that searches touch, which the system may take back. Coded segments are written by their kind
+(`shoal.shard.kinds`); whatever else a directory keeps of a passage goes into `Directory.columns`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 from shoal.shard.codes import Codebook
 from shoal.shard.directory import RECORD, Directory
-from shoal.shard.lists import map_lists, write_lists
+from shoal.shard.field_columns import FieldColumns
+from shoal.shard.kinds import kind_of
 from shoal.shard.postings import EMPTY_POSTINGS, Postings
-from shoal.shard.segment import ExactSegment, IvfPqSegment, Segment
+from shoal.shard.segment import ExactSegment, Segment
 from shoal.shard.segment_folder import FolderReader, FolderWriter, SegmentDamagedError
 
 _IDS: Final = "ids.arrow"
-_LISTS: Final = "lists.bin"
-_DIRECTORY_COLUMNS: Final = ("sorted_hashes", "hash_order", "row_order")
+_FIELDS: Final = "fields.arrow"
+_EXACT: Final = "exact"
+_DIRECTORY_COLUMNS: Final = ("sorted_hashes", "hash_order", "row_order", "expiry_order")
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """How segments of one kind are stored."""
-
-    type: type[Any]
-    write: Callable[[Any, FolderWriter], None]
-    read: Callable[[FolderReader, Codebook | None], Segment]
-
-
-def kind_of(segment: Segment) -> str:
+def kind_name(segment: Segment) -> str:
     """The name of a segment's kind, for its manifest."""
-    return next(name for name, kind in _KINDS.items() if isinstance(segment, kind.type))
+    if isinstance(segment, ExactSegment):
+        return _EXACT
+    return _file_name(segment.codebook)
 
 
 def write_segment(segment: Segment, writer: FolderWriter) -> None:
     """Write a segment's files. Raises OSError."""
-    _KINDS[kind_of(segment)].write(segment, writer)
+    if isinstance(segment, ExactSegment):
+        writer.array("vectors", segment.vectors)
+    else:
+        kind_of(segment.codebook).write(segment, writer)
 
 
 def read_segment(kind: str, reader: FolderReader, codebook: Codebook | None) -> Segment:
-    """Read a segment's files, which were checked. Raises ValueError, OSError."""
-    if kind not in _KINDS:
-        raise ValueError(f"it is of the kind {kind}, which this release does not know")
-    return _KINDS[kind].read(reader, codebook)
+    """Read a segment's files, which were checked. Raises ValueError, OSError, RuntimeError."""
+    if codebook is None:
+        if kind != _EXACT:
+            raise ValueError(f"it is of the kind {kind}, which needs a codebook")
+        return ExactSegment(reader.array("vectors"))
+    if kind != _file_name(codebook):
+        raise ValueError(
+            f"it is of the kind {kind}, and its codebook is for {_file_name(codebook)}"
+        )
+    return kind_of(codebook).read(reader, codebook)
+
+
+def _file_name(codebook: Codebook) -> str:
+    return codebook.manifest.kind.replace("-", "_")
 
 
 def write_directory(directory: Directory, writer: FolderWriter) -> None:
@@ -64,23 +72,25 @@ def write_directory(directory: Directory, writer: FolderWriter) -> None:
         batch = pa.record_batch([directory.ids], names=["document_id"])
         with pa.ipc.new_file(file, batch.schema) as stream:
             stream.write_batch(batch)
+    if directory.fields is not None:
+        with (
+            writer.file(_FIELDS) as file,
+            pa.ipc.new_file(file, directory.fields.rows.schema) as stream,
+        ):
+            stream.write_batch(directory.fields.rows)
     for name, column in directory.columns().items():
         writer.array(name, column)
 
 
 def read_directory(reader: FolderReader) -> Directory:
     """Read a directory's files, which were checked. Raises ValueError, OSError."""
-    path = reader.path(_IDS)
-    try:
-        source = pa.memory_map(str(path)) if reader.mapped else pa.BufferReader(path.read_bytes())
-        ids = pa.ipc.open_file(source).get_batch(0).column(0)
-    except pa.ArrowInvalid as error:
-        raise SegmentDamagedError(path, f"cannot be read: {error}") from error
+    ids = _read_batch(reader, _IDS).column(0)
+    fields = FieldColumns(_read_batch(reader, _FIELDS)) if reader.has(_FIELDS) else None
     columns = {name: reader.array(name) for name in _DIRECTORY_COLUMNS if reader.has_array(name)}
     records = reader.array("records")
     if records.dtype != RECORD:
         raise ValueError("its records are of another release")
-    return Directory(records, ids, np.empty(0, np.uint64), columns)
+    return Directory(records, ids, np.empty(0, np.uint64), columns, fields)
 
 
 def write_postings(postings: Postings | None, writer: FolderWriter) -> None:
@@ -101,33 +111,10 @@ def read_postings(reader: FolderReader) -> Postings | None:
     return Postings.of_columns({name: reader.array(name) for name in names})
 
 
-def _write_exact(segment: ExactSegment, writer: FolderWriter) -> None:
-    writer.array("vectors", segment.vectors)
-
-
-def _read_exact(reader: FolderReader, codebook: Codebook | None) -> Segment:
-    del codebook
-    return ExactSegment(reader.array("vectors"))
-
-
-def _write_ivf_pq(segment: IvfPqSegment, writer: FolderWriter) -> None:
-    with writer.file(_LISTS) as file:
-        sizes = write_lists(segment.lists, file)
-    writer.array("list_sizes", sizes.astype(np.uint32))
-    writer.array("wide", segment.wide)
-
-
-def _read_ivf_pq(reader: FolderReader, codebook: Codebook | None) -> Segment:
-    if codebook is None:
-        raise ValueError("it needs a codebook")
-    lists = codebook.new_lists()
-    map_lists(lists, reader.path(_LISTS), reader.array("list_sizes").astype(np.int64))
-    if not reader.mapped:
-        lists = codebook.copy_of(lists)
-    return IvfPqSegment(codebook, lists, reader.array("wide"))
-
-
-_KINDS: Final = {
-    "exact": _Kind(ExactSegment, _write_exact, _read_exact),
-    "ivf_pq": _Kind(IvfPqSegment, _write_ivf_pq, _read_ivf_pq),
-}
+def _read_batch(reader: FolderReader, name: str) -> Any:
+    path = reader.path(name)
+    try:
+        source = pa.memory_map(str(path)) if reader.mapped else pa.BufferReader(path.read_bytes())
+        return pa.ipc.open_file(source).get_batch(0)
+    except pa.ArrowInvalid as error:
+        raise SegmentDamagedError(path, f"cannot be read: {error}") from error

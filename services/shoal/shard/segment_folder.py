@@ -136,6 +136,10 @@ class FolderReader:
             raise SegmentDamagedError(self._folder / MANIFEST, f"does not name {name}")
         return self._folder / name
 
+    def has(self, name: str) -> bool:
+        """True if there is a file of this name."""
+        return name in self._files
+
     def has_array(self, name: str) -> bool:
         """True if there is an array of this name."""
         return f"{name}.npy" in self._files

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -42,6 +43,7 @@ from shoal.shard.holdings import Holdings
 from shoal.shard.kernel import faiss
 from shoal.shard.lexical_leg import words_of
 from shoal.shard.search import Target
+from shoal.table.errors import TableNotFoundError
 from shoal.table.slots import shard_of, slots_of
 from shoal.table.table import PassageTable
 from shoal.v1.errors_pb2 import Reason
@@ -64,8 +66,13 @@ class ShardService(ShardServiceServicer):
         instance_id: str = "",
         *,
         topology: Topology | None = None,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        """topology: one to follow from the start, in place of a controller."""
+        """topology: one to follow from the start, in place of a controller.
+
+        wall_clock: seconds since 1970, for what expires.
+        """
+        self._wall_clock = wall_clock
         self.follower = TopologyFollower(instance_id, follow=self._follow, describe=self._describe)
         self._settings = settings
         self._instance_id = instance_id
@@ -96,7 +103,9 @@ class ShardService(ShardServiceServicer):
             initargs=(1,),
         )
         self._readers = ThreadPoolExecutor(_READING_THREADS, "shard-read")
-        self._holdings = Holdings(self._settings, self._instance_id, self._signal.notify)
+        self._holdings = Holdings(
+            self._settings, self._instance_id, self._signal.notify, self._now_us
+        )
         if self._first_topology is not None:
             refusal = self.follower.accept(self._first_topology)
             if refusal:
@@ -125,11 +134,14 @@ class ShardService(ShardServiceServicer):
         queries = requests.read_queries(request, layout.dimension)
         with self._admission.admit(len(queries)):
             shards = list(request.shards)
-            _targets(layout, shards)  # Waiting is for shards that can be searched at all.
+            # Waiting is for shards that can be searched at all.
+            self._targets(layout, shards)
             await self._wait_for(follower, layout, shards, request.min_table_version, deadline)
-            targets = _targets(layout, shards)
+            targets = self._targets(layout, shards)
+            conditions = requests.read_conditions(request, _table(follower).fields)
             words = words_of(request.lexical, _analyzer(follower))
-            searched = answer.Searching(targets, layout, queries, list(request.top_k), words)
+            top_ks = list(request.top_k)
+            searched = answer.Searching(targets, layout, queries, top_ks, conditions, words)
             blocks = searched.blocks(self._settings.threads)
             respond = partial(answer.respond, shards, searched, fills=request.fill)
             # One turn of a thread, where one will do: each more costs as much as ten passages.
@@ -142,11 +154,14 @@ class ShardService(ShardServiceServicer):
                     *(self._search(partial(searched.run, block), deadline) for block in blocks)
                 )
                 response = await self._search(partial(respond, found=found), deadline)
+            if layout.live is not None:
+                searched.offer_to(layout.live.window)
             wanted = answer.rows_wanted(response, request.fill)
             if wanted:
-                table = _table(follower)
-                await self._read(
-                    lambda: answer.add_content(table, response, request.fill, wanted), deadline
+                await self._read_table(
+                    follower,
+                    lambda table: answer.add_content(table, response, request.fill, wanted),
+                    deadline,
                 )
             return response
 
@@ -156,9 +171,9 @@ class ShardService(ShardServiceServicer):
         requests.check_count(request)
         follower, layout = self._find(request.layout)
         shards = list(request.shards)
-        _targets(layout, shards)  # Waiting is for shards that can be searched at all.
+        self._targets(layout, shards)  # Waiting is for shards that can be searched at all.
         await self._wait_for(follower, layout, shards, request.min_table_version, deadline)
-        targets = _targets(layout, shards)
+        targets = self._targets(layout, shards)
         analyzer, texts = _analyzer(follower), list(request.texts)
         return await self._search(lambda: answer.count_texts(targets, texts, analyzer), deadline)
 
@@ -169,9 +184,12 @@ class ShardService(ShardServiceServicer):
         deadline = Deadline.of(context)
         row_ids = requests.read_row_ids(request)
         follower, layout = self._find(request.layout)
-        targets = _targets(layout, layout.shards)
-        table = None if request.fill == Fill.FILL_REFERENCE else _table(follower)
-        return await self._read(lambda: answer.fetch_passages(targets, row_ids, table), deadline)
+        targets = self._targets(layout, layout.shards)
+        if request.fill == Fill.FILL_REFERENCE:
+            return await self._read(lambda: answer.fetch_passages(targets, row_ids, None), deadline)
+        return await self._read_table(
+            follower, lambda table: answer.fetch_passages(targets, row_ids, table), deadline
+        )
 
     async def FetchDocuments(
         self, request: FetchDocumentsRequest, context: _Context
@@ -183,12 +201,11 @@ class ShardService(ShardServiceServicer):
         ids = list(dict.fromkeys(request.document_ids))
         owners = shard_of(slots_of(ids), layout.id.shard_count).tolist()
         shards = sorted(set(owners))
-        _targets(layout, shards, all_of_them=True)
+        self._targets(layout, shards, all_of_them=True)
         await self._wait_for(follower, layout, shards, request.min_table_version, deadline)
-        targets = _targets(layout, shards, all_of_them=True)
-        table = _table(follower)
-        return await self._read(
-            lambda: answer.fetch_documents(targets, owners, ids, table), deadline
+        targets = self._targets(layout, shards, all_of_them=True)
+        return await self._read_table(
+            follower, lambda table: answer.fetch_documents(targets, owners, ids, table), deadline
         )
 
     async def DescribeShards(
@@ -259,6 +276,39 @@ class ShardService(ShardServiceServicer):
     async def _read(self, work: Callable[[], _Answer], deadline: Deadline) -> _Answer:
         return await _in_pool(self._readers, work, deadline)
 
+    async def _read_table(
+        self,
+        follower: IndexFollower,
+        work: Callable[[PassageTable], _Answer],
+        deadline: Deadline,
+    ) -> _Answer:
+        """Read from the table; at its latest version, if a purge has removed the one followed."""
+        table = _table(follower)
+
+        def read() -> _Answer:
+            try:
+                return work(table)
+            except TableNotFoundError:
+                return work(PassageTable.open(table.uri))
+
+        return await self._read(read, deadline)
+
+    def _targets(
+        self,
+        layout: HeldLayout,
+        shards: Sequence[int] | dict[int, Any],
+        *,
+        all_of_them: bool = False,
+    ) -> list[Target]:
+        """The shards that are ready, each in its present state.
+
+        Raises NOT_READY if there is none.
+        """
+        return _targets(layout, shards, self._now_us(), all_of_them=all_of_them)
+
+    def _now_us(self) -> int:
+        return int(self._wall_clock() * 1e6)
+
 
 async def _in_pool(
     pool: ThreadPoolExecutor | None, work: Callable[[], _Answer], deadline: Deadline
@@ -283,15 +333,18 @@ def _applied_versions(layout: HeldLayout, shards: Sequence[int]) -> list[int]:
 
 
 def _targets(
-    layout: HeldLayout, shards: Sequence[int] | dict[int, Any], *, all_of_them: bool = False
+    layout: HeldLayout,
+    shards: Sequence[int] | dict[int, Any],
+    now_us: int,
+    *,
+    all_of_them: bool,
 ) -> list[Target]:
-    """The shards that are ready, each in its present state. Raises NOT_READY if there is none."""
     targets = []
     for number in shards:
         held = layout.shards.get(number)
         shard = held.shard if held is not None and held.ready else None
         if shard is not None:
-            targets.append(Target(number, shard.view))
+            targets.append(Target(number, shard.present(now_us)))
     missing = len(targets) < len(shards)
     if (shards and not targets) or (all_of_them and missing):
         states = [layout.state(number) for number in shards]

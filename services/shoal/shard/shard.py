@@ -26,6 +26,7 @@ from shoal.shard.directory import (
     hash_ids,
     records_of,
 )
+from shoal.shard.field_columns import field_rows
 from shoal.shard.live_tail import LiveTail
 from shoal.shard.postings import Postings, counted_of
 from shoal.shard.postings import gathered as gathered_postings
@@ -34,14 +35,10 @@ from shoal.shard.tombstones import Live
 from shoal.table import schema
 from shoal.table.cursor import Cursor
 from shoal.table.table import vectors_of
-from shoal.v1.search_pb2 import SearchKind
+from shoal.table.trimming import NEVER_US
 
-# A fold copies the main segment: it waits for a tail of this part of it. Exact segments are as
-# quick to search in the tail as in the main segment.
-_FOLD_PART: Final = {
-    SearchKind.SEARCH_KIND_EXACT: 4,
-    SearchKind.SEARCH_KIND_IVF_PQ: 64,
-}
+# Before anything can have expired.
+_BEFORE_ALL_US: Final = -(2**63)
 # Dead passages cost memory, and time in every search.
 _MAX_DEAD_PART: Final = 5
 
@@ -69,6 +66,10 @@ class View:
     tail_live: Live
     cursor: Cursor
     document_count: int
+    # When the next passage expires, in microseconds since 1970; NEVER_US if none will.
+    next_expiry_us: int = NEVER_US
+    # What the main segment has that expires up to then is dead already.
+    expired_us: int = _BEFORE_ALL_US
 
     @property
     def passage_count(self) -> int:
@@ -139,7 +140,7 @@ class Shard:
         # Held while the view is replaced: by the thread that applies, and by a fold's last step.
         self._lock = threading.Lock()
         carried, cursor = tail or (LiveTail(dimension), main.cursor)
-        self.view = View(
+        view = View(
             main=main,
             main_live=Live(main.segment.count),
             tail=carried,
@@ -147,17 +148,37 @@ class Shard:
             cursor=cursor,
             document_count=main.directory.document_count() + len(set(carried.directory.ids)),
         )
+        self.view = _with_next_expiry(view)
 
-    @property
-    def fold_due(self) -> bool:
-        """True if the tail, or the dead, are many enough for a fold to be worth its cost."""
+    def fold_due(self, *, outdated: bool = False) -> bool:
+        """True if the tail, or the dead, are many enough for a fold to be worth its cost.
+
+        outdated: the table has forgotten deletions that the main segment, as it was made, lacks: to
+        be stored it must be made anew.
+        """
         view = self.view
+        if outdated and view.cursor.sequence > view.main.cursor.sequence:
+            return True
         segment = view.main.segment
-        longest = max(self._fold_at_passages, segment.count // _FOLD_PART[segment.kind])
+        # A fold copies the main segment: it waits for a tail of some part of it.
+        longest = max(self._fold_at_passages, segment.count // segment.fold_part)
         dead = view.main_live.dead_count
         return view.tail_live.count >= longest or (
             dead >= self._fold_at_passages and dead * _MAX_DEAD_PART >= segment.count
         )
+
+    def present(self, now_us: int) -> View:
+        """The state without what has expired by now. A comparison, if nothing has since last time.
+
+        now_us: microseconds since 1970. What was taken for expired once stays so, even if the clock
+        goes back.
+        """
+        view = self.view
+        if view.next_expiry_us > now_us:
+            return view
+        with self._lock:
+            self.view = view = _expired(self.view, now_us)
+        return view
 
     def apply(self, rows: pa.Table | None, cursor: Cursor) -> None:
         """Take the rows that lie between the view's cursor and this one.
@@ -178,19 +199,21 @@ class Shard:
                 removed.add(document_id)
             written = rows.filter(pa.array(~_tombstones(rows)))
             added_count = self._append(view.tail, written)
-            self.view = replace(
+            changed = replace(
                 view,
                 main_live=view.main_live.changed(view.main_live.count, _joined(killed_main)),
                 tail_live=view.tail_live.changed(view.tail.count, _joined(killed_tail)),
                 cursor=cursor,
                 document_count=view.document_count - len(removed) + added_count,
             )
+            self.view = _with_next_expiry(changed)
 
     def _append(self, tail: LiveTail, rows: pa.Table) -> int:
         """Add rows to the tail, and return how many documents they are."""
         ids = rows.column(schema.DOCUMENT_ID)
         vectors = vectors_of(rows.column(schema.VECTOR), self._dimension)
-        tail.append(vectors, records_of(rows), ids.to_pylist(), counted_of(rows))
+        fields, counted = field_rows(rows), counted_of(rows)
+        tail.append(vectors, records_of(rows), ids.to_pylist(), fields, counted)
         return len(ids.unique())
 
     def fold(self, place: Callable[[Main], Main] = lambda main: main) -> Main:
@@ -209,6 +232,7 @@ class Shard:
                 [(before.main.directory, before.main_live.mask())],
                 before.tail.directory.records[tail_kept],
                 before.tail.directory.ids_at(tail_kept),
+                before.tail.directory.fields.take(tail_kept),
             ),
             before.cursor,
             _folded_postings(before),
@@ -247,16 +271,48 @@ class Shard:
             now.tail.vectors(end)[first:],
             directory.records[first:end],
             directory.ids[first:end],
+            directory.fields.take(np.arange(first, end)),
             now.tail.postings.first(end).counted(np.arange(end) >= first),
         )
         dead = np.flatnonzero(~now.tail_live.mask()[first:])
-        return replace(
+        after = replace(
             now,
             main=main,
             main_live=main_live,
             tail=tail,
             tail_live=Live(0).changed(end - first, dead),
+            # What came from the tail may have expired, and not be marked as dead yet.
+            expired_us=_BEFORE_ALL_US,
         )
+        return _with_next_expiry(after)
+
+
+def _expired(view: View, now_us: int) -> View:
+    """The view after all that has expired by now is dead."""
+    main = view.main.directory.expiring(view.expired_us, now_us)
+    main = main[view.main_live.contains(main)]
+    times_us = view.tail.directory.records["expires_us"][: view.tail_live.count]
+    tail = np.flatnonzero((times_us <= now_us) & view.tail_live.mask())
+    gone = {*view.main.directory.ids_at(main), *view.tail.directory.ids_at(tail)}
+    changed = replace(
+        view,
+        main_live=view.main_live.changed(view.main_live.count, main),
+        tail_live=view.tail_live.changed(view.tail_live.count, tail),
+        document_count=view.document_count - len(gone),
+        expired_us=max(view.expired_us, now_us),
+    )
+    return _with_next_expiry(changed)
+
+
+def _with_next_expiry(view: View) -> View:
+    """The view, with the time looked up until which it holds."""
+    next_us = view.main.directory.next_expiry_us(view.expired_us)
+    times_us = view.tail.directory.records["expires_us"][: view.tail_live.count]
+    # Compared first: mostly nothing expires, and then there is no more to do.
+    if len(times_us) and times_us.min() < next_us:
+        live = times_us[view.tail_live.mask()] if view.tail_live.dead_count else times_us
+        next_us = min(next_us, int(live.min(initial=NEVER_US)))
+    return view if next_us == view.next_expiry_us else replace(view, next_expiry_us=next_us)
 
 
 def _folded_postings(view: View) -> Postings | None:

@@ -20,9 +20,9 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict, ValidationError
 from shoal.rpc.errors import ServiceError
 from shoal.shard.codes import Codebook
-from shoal.shard.segment import ExactSegment, IvfPqSegment, Segment
+from shoal.shard.segment import ExactSegment, Segment
 from shoal.shard.segment_files import (
-    kind_of,
+    kind_name,
     read_directory,
     read_postings,
     read_segment,
@@ -42,7 +42,8 @@ from shoal.table.cursor import Cursor
 
 _log = logging.getLogger(__name__)
 
-FORMAT: Final = 2
+# 3: passages expire.
+FORMAT: Final = 3
 _NAME: Final = re.compile(r"shard-(\d{4})\.(\d{6,})")
 _LAYOUT: Final = re.compile(r"v(\d+)-of-(\d+)")
 
@@ -87,7 +88,7 @@ class SnapshotFolder:
         number = 1 + max(before, default=0)
         content = _Content(
             format=FORMAT,
-            kind=kind_of(main.segment),
+            kind=kind_name(main.segment),
             dimension=_dimension(main.segment),
             count=main.segment.count,
             codebook_sha256=_codebook_sha256(main.segment),
@@ -195,4 +196,4 @@ def _dimension(segment: Segment) -> int:
 
 
 def _codebook_sha256(segment: Segment) -> str:
-    return segment.codebook.manifest.sha256 if isinstance(segment, IvfPqSegment) else ""
+    return "" if isinstance(segment, ExactSegment) else segment.codebook.manifest.sha256

@@ -17,10 +17,19 @@ class Live:
     """Which of the positions 0 to count - 1 are live."""
 
     def __init__(
-        self, count: int, bits: NDArray[np.uint8] | None = None, dead_count: int = 0
+        self,
+        count: int,
+        bits: NDArray[np.uint8] | None = None,
+        dead_count: int = 0,
+        *,
+        filtered: bool = False,
     ) -> None:
-        """bits: one a position, lowest first; None if all are live. Not to be written any more."""
+        """bits: one a position, lowest first; None if all are live. Not to be written any more.
+
+        filtered: what a filter leaves out counts as dead here.
+        """
         self.count = count
+        self.filtered = filtered
         self.dead_count = dead_count
         self._bits = bits if dead_count else None
         # FAISS does not own the bits that a selector looks at: the two live as long as each other.
@@ -58,3 +67,12 @@ class Live:
             bits[: len(self._bits)] = self._bits
         np.bitwise_and.at(bits, killed >> 3, ~(1 << (killed & 7)).astype(np.uint8))
         return Live(count, bits, dead_count)
+
+    def intersected(self, bits: NDArray[np.uint8]) -> Live:
+        """Give what is live and marked, for one search.
+
+        bits: one a position, lowest first; those past the last are zero.
+        """
+        kept = bits if self._bits is None else bits & self._bits[: len(bits)]
+        dead_count = self.count - int(np.bitwise_count(kept).sum())
+        return Live(self.count, kept, dead_count, filtered=True)

@@ -7,6 +7,7 @@ and frees them at its end, whatever happens.
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -17,10 +18,10 @@ from shoal.rpc.errors import ServiceError
 from shoal.shard import gpu
 from shoal.shard.codes import Codebook, load_codebook
 from shoal.shard.config import ShardSettings
-from shoal.shard.held import HeldLayout, HeldShard
+from shoal.shard.held import HeldLayout, HeldShard, LayoutId
 from shoal.shard.kernel import faiss
+from shoal.shard.kind_lists import ListSegment
 from shoal.shard.origin import make_shards, own_segments
-from shoal.shard.segment import IvfPqSegment
 from shoal.shard.shard import Main, Shard
 from shoal.shard.snapshot import SnapshotFolder
 from shoal.table.durability import local_path
@@ -46,6 +47,21 @@ class Upkeep:
     def snapshots(self, layout: HeldLayout) -> SnapshotFolder | None:
         """Where a layout's segments are stored; None if they are not."""
         return own_segments(self._settings, layout)
+
+    def sweep(self, held: Sequence[LayoutId]) -> None:
+        """Remove stored segments of divisions of an index that are not held any more.
+
+        held: all layouts of the index that are, one or more.
+        """
+        root = self._settings.snapshot_dir
+        if root is None or not held:
+            return
+        names = {f"v{each.index_version}-of-{each.shard_count}" for each in held}
+        folder = root / held[0].index_uid
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path.name not in names:
+                _log.info("removing %s, which is not held any more", path)
+                shutil.rmtree(path, ignore_errors=True)
 
     def load(
         self,
@@ -145,12 +161,16 @@ class Upkeep:
         finally:
             held.busy = False
 
-    def save_due(self, held: HeldShard) -> bool:
-        """True if there is a main segment to save, and the last snapshot is old enough."""
+    def save_due(self, held: HeldShard, *, at_once: bool = False) -> bool:
+        """True if there is a main segment to save, and the last snapshot is old enough.
+
+        at_once: however old that is.
+        """
         if self._settings.snapshot_dir is None or held.shard is None:
             return False
         fresh = held.shard.view.main is not held.saved
-        return fresh and self.clock() - held.saved_s >= self._settings.snapshot_interval_s
+        interval_s = 0.0 if at_once else self._settings.snapshot_interval_s
+        return fresh and self.clock() - held.saved_s >= interval_s
 
     def save(self, layout: HeldLayout, held: HeldShard) -> None:
         """Save the main segment."""
@@ -181,6 +201,6 @@ class Upkeep:
         mapped = folder.open(number, layout.codebook, layout.dimension, mapped=True, check=False)
         assert mapped is not None
         before, after = main.segment, mapped.segment
-        if isinstance(before, IvfPqSegment) and isinstance(after, IvfPqSegment):
+        if isinstance(before, ListSegment) and isinstance(after, ListSegment):
             mapped = replace(mapped, segment=replace(after, gpu=before.gpu))
         return mapped if shard.exchange(main, mapped) else main

@@ -19,6 +19,7 @@ from shoal.table.rows import DocumentRows, Operation, PassageSpan, Tombstone, bu
 from shoal.table.schema import SCHEMA_VERSION, table_schema
 from shoal.table.slots import SLOT_COUNT, shard_of, slot_of, slot_range, slots_of
 from shoal.table.table import EMPTY_CURSOR, Cursor, PassageTable
+from shoal.table.trimming import Retention, Trimmed, TrimPlan, plan_trim
 
 __all__ = [
     "EMPTY_CURSOR",
@@ -35,13 +36,17 @@ __all__ = [
     "Operation",
     "PassageSpan",
     "PassageTable",
+    "Retention",
     "StorageFullError",
     "TableDamagedError",
     "TableNotFoundError",
     "Tombstone",
+    "TrimPlan",
+    "Trimmed",
     "VersionConflictError",
     "build_batch",
     "latest_mask",
+    "plan_trim",
     "present_mask",
     "present_rows",
     "shard_of",

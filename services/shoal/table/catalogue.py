@@ -17,11 +17,12 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Final
 
+from shoal.filters.fields import Field, Kind
 from shoal.table import durability, versions
 from shoal.table.errors import (
     CatalogueDamagedError,
@@ -32,7 +33,10 @@ from shoal.table.errors import (
     storage_errors,
 )
 from shoal.table.manifest import write_failure
+from shoal.table.trimming import Trimmed
+from shoal.table.version_files import drop_outdated
 from shoal.table.versions import VersionRecord
+from shoal.v1.search_pb2 import SearchKind
 
 _log = logging.getLogger(__name__)
 
@@ -66,6 +70,12 @@ class IndexEntry:
     previous_version: int | None = None
     # Highest number that was ever given to a version.
     last_version: int = 0
+    # Recall at 10 that versions are built to reach; 0 for the default.
+    recall_target: float = 0.0
+    # Kind that versions are built as, as the protos number it; 0 to choose.
+    kind: int = 0
+    # Of the documents' metadata, that searches can filter by.
+    fields: tuple[Field, ...] = ()
 
 
 class Catalogue:
@@ -80,6 +90,8 @@ class Catalogue:
         self._guard = threading.RLock()
         self._entries: dict[str, IndexEntry] = {}
         self._transient: set[str] = set()
+        # Names of indexes that are being restored.
+        self._reserved: set[str] = set()
         with storage_errors(str(self.root)):
             (self.root / INDEXES).mkdir(parents=True, exist_ok=True)
             durability.sync_path(self.root.parent)
@@ -124,8 +136,13 @@ class Catalogue:
         encoder_model: str,
         request_id: str,
         make_table: Callable[[str, int], Any],
+        recall_target: float = 0.0,
+        kind: int = 0,
+        fields: tuple[Field, ...] = (),
     ) -> IndexEntry:
         """Make a table with `make_table(uri, dimension)`, and enter it; durable when it returns.
+
+        fields: that the table declares.
 
         Repeated with the same request id, it returns the entry of the first time.
         Raises IndexExistsError, StorageFullError.
@@ -136,10 +153,20 @@ class Catalogue:
                 if request_id and existing.request_id == request_id:
                     return existing
                 raise IndexExistsError(name)
+            self._require_free(name)
             uid = uuid.uuid4().hex
             folder = f"{INDEXES}/{name}-{uid}"
             entry = IndexEntry(
-                name, uid, folder, encoder_model, dimension, time.time_ns(), request_id
+                name,
+                uid,
+                folder,
+                encoder_model,
+                dimension,
+                time.time_ns(),
+                request_id,
+                recall_target=recall_target,
+                kind=kind,
+                fields=fields,
             )
             self._save(self._entries, self._transient | {folder})
             try:
@@ -152,6 +179,46 @@ class Catalogue:
                 raise
             return entry
 
+    def reserve(self, name: str) -> tuple[str, str]:
+        """Make an empty folder for an index whose storage comes from elsewhere.
+
+        Returns the uid that the index is to have, and the folder, relative to the data root. Then
+        `enter` the index, or `release` the folder; a crash does the latter. Raises
+        IndexExistsError, StorageFullError.
+        """
+        with self._guard:
+            self._require_free(name)
+            uid = uuid.uuid4().hex
+            folder = f"{INDEXES}/{name}-{uid}"
+            self._save(self._entries, self._transient | {folder})
+            try:
+                with storage_errors(str(self.root)):
+                    (self.root / folder).mkdir()
+            except BaseException:
+                self._remove(folder)
+                raise
+            self._reserved.add(name)
+            return uid, folder
+
+    def enter(self, entry: IndexEntry) -> None:
+        """Enter an index whose folder was reserved; durable on return. Raises StorageFullError."""
+        with self._guard:
+            assert entry.folder in self._transient, entry.folder
+            assert entry.name not in self._entries, entry.name
+            self._save({**self._entries, entry.name: entry}, self._transient - {entry.folder})
+            self._reserved.discard(entry.name)
+
+    def release(self, name: str, folder: str) -> None:
+        """Remove a folder that was reserved, unless its index was entered."""
+        with self._guard:
+            if folder in self._transient:
+                self._reserved.discard(name)
+                self._remove(folder)
+
+    def _require_free(self, name: str) -> None:
+        if name in self._entries or name in self._reserved:
+            raise IndexExistsError(name)
+
     def drop(self, name: str) -> IndexEntry:
         """Take an index out, then delete its storage. Raises IndexNotFoundError."""
         with self._guard:
@@ -160,6 +227,17 @@ class Catalogue:
             self._save(rest, self._transient | {entry.folder})
             self._remove(entry.folder)
             return entry
+
+    def update(self, uid: str, *, recall_target: float | None, kind: int | None) -> IndexEntry:
+        """Change what versions are built to be; None leaves it. Raises IndexNotFoundError."""
+        with self._guard:
+            before = self._by_uid(uid)
+            entry = replace(
+                before,
+                recall_target=before.recall_target if recall_target is None else recall_target,
+                kind=before.kind if kind is None else kind,
+            )
+            return before if entry == before else self._replace(entry)
 
     def record_model(self, uid: str, encoder_model: str) -> IndexEntry:
         """Record the encoder that an index is written with, unless one is recorded already.
@@ -200,6 +278,22 @@ class Catalogue:
                 write_failure(folder, uid, ended.number, ended.message)
                 failed = self._replace(failed)
             return failed
+
+    def drop_outdated(self, uid: str, trimmed: Trimmed, *, held_out: bool) -> int:
+        """Remove what nobody may load from the folders of an index's versions; returns bytes.
+
+        See `shoal.table.version_files`. Raises IndexNotFoundError, StorageFullError.
+        """
+        with self._guard, storage_errors(str(self.root)):
+            entry = self._by_uid(uid)
+            self._sweep_versions(entry)
+            return sum(
+                drop_outdated(
+                    Path(self.version_uri(entry, each.number)), trimmed, held_out=held_out
+                )
+                for each in entry.versions
+                if each.state == "ready"
+            )
 
     def _remove_version(self, entry: IndexEntry, number: int) -> None:
         folder = Path(self.version_uri(entry, number))
@@ -306,9 +400,15 @@ def _parse(path: Path, contents: bytes) -> tuple[dict[str, IndexEntry], set[str]
     return {entry.name: entry for entry in entries}, set(body["transient"])
 
 
+def entry_of(stored: Mapping[str, Any]) -> IndexEntry:
+    """An entry, from its fields as JSON has them. Raises TypeError for one of a later release."""
+    return _entry(dict(stored))
+
+
 def _entry(stored: dict[str, Any]) -> IndexEntry:
-    records = tuple(VersionRecord(**each) for each in stored.pop("versions", ()))
-    entry = IndexEntry(**stored, versions=records)
+    records = tuple(_record(each) for each in stored.pop("versions", ()))
+    fields = tuple(Field(each["name"], Kind(each["kind"])) for each in stored.pop("fields", ()))
+    entry = IndexEntry(**stored, versions=records, fields=fields)
     if entry.index_version and not records:
         # Made before versions were listed: all that is known of it is that it serves.
         record = VersionRecord(
@@ -316,6 +416,12 @@ def _entry(stored: dict[str, Any]) -> IndexEntry:
         )
         entry = replace(entry, versions=(record,), last_version=entry.index_version)
     return entry
+
+
+def _record(stored: dict[str, Any]) -> VersionRecord:
+    # Made before there were other kinds.
+    only = SearchKind.SEARCH_KIND_IVF_PQ if stored["state"] == "ready" else 0
+    return VersionRecord(**{"kind": only, **stored})
 
 
 def _lock(path: Path) -> IO[str]:

@@ -28,6 +28,8 @@ FORMAT: Final = 1
 FILE_NAME: Final = "manifest.json"
 CODEBOOK: Final = "codebook"
 SEGMENTS: Final = "segments"
+# In the codebook's folder: vectors of passages, for measurements while the version is built.
+HELD_OUT: Final = "held-out.npz"
 _HASH_BLOCK_BYTES: Final = 1 << 22
 
 
@@ -64,7 +66,10 @@ class SegmentEntry(_Frozen):
     passage_count: int
     table_version: int
     """Version of the table that it holds; its cursor is stored with it."""
+    sequence: int = -1
+    """Highest sequence that it holds; -1 in manifests of older releases, which do not say."""
     files: tuple[StoredFile, ...]
+    """None once they were removed, as deletions that it lacks are forgotten, or purged."""
 
 
 class SearchParameters(_Frozen):
@@ -73,6 +78,7 @@ class SearchParameters(_Frozen):
     top_k: int
     nprobe: int
     refine_factor: int
+    ef_search: int = 0
 
 
 class VersionManifest(_Frozen):
@@ -91,6 +97,8 @@ class VersionManifest(_Frozen):
     """The lowest that any of its segments holds."""
     document_count: int = 0
     passage_count: int = 0
+    kind: str = "ivf-pq"
+    """How its segments are searched (shoal.shard.kind_names)."""
     codebook_sha256: str = ""
     codebook: tuple[StoredFile, ...] = ()
     search_parameters: tuple[SearchParameters, ...] = ()

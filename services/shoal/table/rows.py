@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from shoal.filters.fields import Field, Value
 from shoal.table import schema
 from shoal.table.slots import slot_of
 
@@ -37,6 +38,10 @@ class DocumentRows:
     passages: Sequence[PassageSpan]
     # Unit vectors: float32 [passages, dimension].
     vectors: NDArray[np.float32]
+    # Microseconds since 1970, UTC; None means never.
+    expires_at_us: int | None = None
+    # One for each declared field, None where the document does not have it.
+    values: Sequence[Value] = ()
     # The terms of each passage, as `pack_terms` packs them; empty if they are not known.
     terms: Sequence[bytes] = ()
 
@@ -52,10 +57,19 @@ Operation = DocumentRows | Tombstone
 
 
 def build_batch(
-    operations: Sequence[Operation], *, first_sequence: int, updated_at_us: int, dimension: int
+    operations: Sequence[Operation],
+    *,
+    first_sequence: int,
+    updated_at_us: int,
+    dimension: int,
+    fields: Sequence[Field] = (),
 ) -> pa.RecordBatch:
-    """Make the rows of operations, which get sequences from `first_sequence` upwards, one each."""
-    layout = schema.table_schema(dimension)
+    """Make the rows of operations, which get sequences from `first_sequence` upwards, one each.
+
+    fields: those that the table declares; every document has as many values.
+    """
+    layout = schema.table_schema(dimension, fields)
+    absent = (None,) * len(fields)
     columns: dict[str, list[Any]] = {
         field.name: [] for field in layout if field.name not in (schema.VECTOR, schema.UPDATED_AT)
     }
@@ -64,7 +78,9 @@ def build_batch(
     for sequence, operation in enumerate(operations, first_sequence):
         slot = slot_of(operation.document_id)
         if isinstance(operation, Tombstone):
-            _append(appenders, (sequence, operation.document_id, 0, slot, True, *(None,) * 8))
+            _append(
+                appenders, (sequence, operation.document_id, 0, slot, True, *(None,) * 9, *absent)
+            )
             vectors.append(None)
             continue
         assert operation.vectors.shape == (len(operation.passages), dimension)
@@ -84,6 +100,8 @@ def build_batch(
                 operation.content_hash,
                 operation.created_at_us,
                 operation.terms[ordinal] if operation.terms else None,
+                operation.expires_at_us,
+                *operation.values,
             )
             _append(appenders, row)
     row_count = len(columns[schema.SEQUENCE])

@@ -6,13 +6,16 @@ present state is the rows of its highest sequence; if that row is a tombstone, i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import pyarrow as pa
+from shoal.filters.fields import Field, arrow_type, kind_of
 from shoal.lexical.analysis import DEFAULT_ANALYZER
 
 # Rises when a column changes its meaning; tables of a newer version are refused.
-SCHEMA_VERSION: Final = 1
+# Version 2: documents expire, and deletions are forgotten (TRIMMED_KEY).
+SCHEMA_VERSION: Final = 2
 SCHEMA_VERSION_KEY: Final = b"shoal.schema_version"
 # Names the analyzer that made the column of terms. Tables that were made before there was one have
 # neither.
@@ -44,6 +47,11 @@ UPDATED_AT: Final = "updated_at"
 TERMS: Final = "terms"
 # Unit length.
 VECTOR: Final = "vector"
+# From when on the document is not to be found; null means never. The same in all its rows.
+EXPIRES_AT: Final = "expires_at"
+
+# A declared field of the metadata, by its name. Null where a document does not have it.
+FIELD_PREFIX: Final = "field_"
 
 # Lance's own: names a row for ever, also after compaction.
 ROW_ID: Final = "_rowid"
@@ -59,15 +67,33 @@ DIRECTORY_COLUMNS: Final = (
     SPAN_END,
     CONTENT_HASH,
     UPDATED_AT,
+    EXPIRES_AT,
 )
 # What is read from the table when a passage is shown.
 CONTENT_COLUMNS: Final = (TITLE, TEXT, METADATA)
+
+# Key of the table's configuration: how far deletions are forgotten (shoal.table.trimming).
+TRIMMED_KEY: Final = "shoal.trimmed"
 
 TIMESTAMP: Final = pa.timestamp("us", tz="UTC")
 CONTENT_HASH_BYTES: Final = 32
 
 
-def table_schema(dimension: int) -> pa.Schema:
+def field_column(field: Field) -> str:
+    """The column that holds a declared field."""
+    return FIELD_PREFIX + field.name
+
+
+def fields_of(layout: pa.Schema) -> tuple[Field, ...]:
+    """The fields that a table declares."""
+    return tuple(
+        Field(each.name.removeprefix(FIELD_PREFIX), kind_of(each.type))
+        for each in layout
+        if each.name.startswith(FIELD_PREFIX)
+    )
+
+
+def table_schema(dimension: int, fields: Sequence[Field] = ()) -> pa.Schema:
     """Schema of a table whose vectors have `dimension` numbers."""
     return pa.schema(
         [
@@ -87,6 +113,8 @@ def table_schema(dimension: int) -> pa.Schema:
             pa.field(UPDATED_AT, TIMESTAMP, nullable=False),
             pa.field(TERMS, pa.large_binary()),
             pa.field(VECTOR, pa.list_(pa.float32(), dimension)),
+            pa.field(EXPIRES_AT, TIMESTAMP),
+            *(pa.field(field_column(each), arrow_type(each.kind)) for each in fields),
         ],
         metadata={
             SCHEMA_VERSION_KEY: str(SCHEMA_VERSION).encode(),

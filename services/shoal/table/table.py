@@ -7,8 +7,10 @@ be called from any thread; a table object stands at one version, and moves on in
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Final, cast
 
 import lance
@@ -17,9 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from lance.fragment import write_fragments
 from numpy.typing import NDArray
-from shoal.table import durability, maintenance, schema
+from shoal.filters.fields import Field
+from shoal.table import durability, maintenance, removal, schema
 from shoal.table.cursor import EMPTY_CURSOR, Cursor
 from shoal.table.errors import TableDamagedError, storage_errors
+from shoal.table.trimming import Trimmed
 
 __all__ = ["EMPTY_CURSOR", "Cursor", "PassageTable"]
 
@@ -34,6 +38,11 @@ READ_AHEAD_BATCHES: Final = 4
 METADATA_CACHE_BYTES: Final = 128 << 20
 INDEX_CACHE_BYTES: Final = 16 << 20
 
+# Longer than a commit takes.
+COMMIT_S: Final = 60.0
+# Of the tags that keep versions from being cleaned.
+_PIN: Final = "shoal-pin-"
+
 # Lance is untyped.
 _Dataset = Any
 
@@ -45,6 +54,8 @@ class PassageTable:
         """Use `create` or `open`."""
         self.uri = uri
         self.dimension: int = dataset.schema.field(schema.VECTOR).type.list_size
+        # That searches can filter by.
+        self.fields: tuple[Field, ...] = schema.fields_of(dataset.schema)
         named = (dataset.schema.metadata or {}).get(schema.ANALYZER_KEY, b"")
         # What made the column of terms; empty if the table has none.
         self.analyzer: str = named.decode()
@@ -55,9 +66,9 @@ class PassageTable:
         self._appending = threading.Lock()
 
     @classmethod
-    def create(cls, uri: str, dimension: int) -> PassageTable:
-        """Make an empty table; durable when it returns."""
-        layout = schema.table_schema(dimension)
+    def create(cls, uri: str, dimension: int, fields: Sequence[Field] = ()) -> PassageTable:
+        """Make an empty table; durable when it returns. fields: that searches can filter by."""
+        layout = schema.table_schema(dimension, fields)
         with storage_errors(uri):
             dataset = lance.write_dataset(
                 layout.empty_table(),
@@ -75,7 +86,8 @@ class PassageTable:
     def open(cls, uri: str, *, repair: bool = False) -> PassageTable:
         """Open a table at its latest version.
 
-        repair: first remove what a power cut left of an unfinished commit; for the writer alone.
+        repair: first remove what a power cut left of an unfinished commit, and give a table of an
+        older release the columns that it lacks; for the writer alone.
         Raises TableNotFoundError, or TableDamagedError if it is not a table of this release's.
         """
         with storage_errors(uri):
@@ -87,7 +99,9 @@ class PassageTable:
                 index_cache_size_bytes=INDEX_CACHE_BYTES,
             )
             dataset = lance.dataset(uri, session=session)
-        _check_format(uri, dataset)
+            _check_format(uri, dataset)
+            if repair:
+                dataset = _upgraded(root, dataset)
         return cls(uri, dataset)
 
     @property
@@ -113,18 +127,25 @@ class PassageTable:
                 self._move_to(self._dataset.checkout_version(latest))
         return self.version
 
+    @property
+    def trimmed(self) -> Trimmed:
+        """How far deletions are forgotten at this version. See `shoal.table.trimming`."""
+        return removal.trimmed_of(self._dataset)
+
     def last_sequence(self) -> int:
-        """Highest sequence in the table; -1 in an empty one. Reads that column."""
-        return _highest_sequence(self.uri, self._dataset, _fragment_ids(self._dataset))
+        """Highest sequence that the table ever had; -1 in an empty one. Reads that column."""
+        dataset = self._dataset
+        highest = _highest_sequence(self.uri, dataset, _fragment_ids(dataset))
+        return max(highest, removal.trimmed_of(dataset).highest)
 
     def append(self, rows: pa.Table | pa.RecordBatch) -> int:
         """Append rows, and return the version that holds them. Durable when it returns.
 
-        rows: of `table_schema(dimension)`; sequences above all that the table has.
+        rows: of `table_schema(dimension, fields)`; sequences above all that the table has.
         Raises StorageFullError, and then the rows may or may not be in the table later: appending
         them again, with new sequences, is harmless.
         """
-        assert rows.schema.equals(schema.table_schema(self.dimension)), rows.schema
+        assert rows.schema.equals(schema.table_schema(self.dimension, self.fields)), rows.schema
         if isinstance(rows, pa.RecordBatch):
             rows = pa.Table.from_batches([rows])
         if not self.analyzer:
@@ -178,12 +199,15 @@ class PassageTable:
 
         From EMPTY_CURSOR it is a load of the whole table. The batches carry `_rowid`, hold no
         order, and are read as they are iterated over; the new cursor holds once all were. Iterate
-        within the time for which `clean` keeps old versions.
+        within the time for which `clean` keeps old versions. Deletions that `trimmed` has passed
+        are not among them: ask that first.
         """
         dataset = self._dataset
         fragments = _fragment_ids(dataset)
         fresh = [each for each in fragments if each not in since.fragments]
-        sequence = max(since.sequence, _highest_sequence(self.uri, dataset, fresh))
+        highest = _highest_sequence(self.uri, dataset, fresh)
+        # What is trimmed is seen too, by its absence.
+        sequence = max(since.sequence, highest, removal.trimmed_of(dataset).highest)
         cursor = Cursor(dataset.version, sequence, frozenset(fragments))
         if sequence == since.sequence:
             return iter(()), cursor
@@ -208,11 +232,12 @@ class PassageTable:
         An id that the table does not have is left out: compare `_rowid` with what was asked for.
         """
         wanted = [int(each) for each in row_ids]
+        dataset = self._dataset
+        present = _present(dataset, columns)
         with storage_errors(self.uri):
             # `take` goes by position; this one goes by id.
-            return self._dataset._take_rows(  # noqa: SLF001
-                wanted, columns=[*columns, schema.ROW_ID]
-            )
+            rows = dataset._take_rows(wanted, columns=[*present, schema.ROW_ID])  # noqa: SLF001
+            return _completed(rows, columns)
 
     def sample_vectors(self, count: int, seed: int) -> NDArray[np.float32]:
         """Read up to `count` vectors of rows chosen at random: float32 [n, dimension].
@@ -250,8 +275,105 @@ class PassageTable:
 
         A follower that reads at an older version than this fails, and must refresh.
         """
-        with storage_errors(self.uri):
+        # A commit under way rests on the version before it: that must not go from under it.
+        waiting = self._appending if older_than_s < COMMIT_S else contextlib.nullcontext()
+        with waiting, storage_errors(self.uri):
             return maintenance.clean(self._dataset, older_than_s)
+
+    def operations_on(self, document_ids: Sequence[str]) -> dict[str, set[removal.StoredOperation]]:
+        """Find the operations on documents, by id; one that the table has nothing of is left out.
+
+        Reads all ids.
+        """
+        columns = (schema.DOCUMENT_ID, schema.SEQUENCE, schema.SLOT, schema.TOMBSTONE)
+        return removal.operations_in(self.scan(columns), document_ids)
+
+    def forget(self, trimmed: Trimmed) -> None:
+        """Record that deletions are forgotten, so that they may be removed; durable on return."""
+        with self._appending, storage_errors(self.uri):
+            self._move_to(removal.record(durability.local_path(self.uri), self._dataset, trimmed))
+
+    def remove(self, sequences: NDArray[np.int64]) -> int:
+        """Take the rows of some operations out of the table; returns how many they were.
+
+        Appends may go on meanwhile, compactions not. Tombstones: `forget` them first. Their bytes
+        stay in files until `rewrite`, and those files until `clean`.
+        """
+        if len(sequences) == 0:
+            return 0
+        with storage_errors(self.uri):
+            root = durability.local_path(self.uri)
+            return removal.remove(root, self._dataset, np.sort(sequences), self._commit)
+
+    def rewrite(self, part: float = removal.REWRITE_PART) -> int:
+        """Write the files again of which at least this part is removed; returns how many.
+
+        Appends may go on meanwhile, compactions not.
+        """
+        with storage_errors(self.uri):
+            root = durability.local_path(self.uri)
+            due = removal.due_fragments(self._dataset, part)
+            for fragment in due:
+                self._move_to(removal.rewrite(root, self._dataset, fragment))
+                self.refresh()
+            return len(due)
+
+    def drop_history(self) -> int:
+        """Remove all versions but the latest, and what failed commits have left; returns bytes.
+
+        Appends wait. Who reads at an older version fails, and must refresh.
+        """
+        with self._appending, storage_errors(self.uri):
+            return removal.drop_history(self._dataset)
+
+    def _commit(self, operation: Any) -> None:
+        with self._appending:
+            base = self._dataset
+            dataset = lance.LanceDataset.commit(base, operation, read_version=base.version)
+            root = durability.local_path(self.uri)
+            if root is not None:
+                durability.sync_manifest(root, dataset.version)
+            self._move_to(dataset)
+
+    def pin(self, name: str) -> PassageTable:
+        """Keep the latest version, with all its files, until `unpin`; return the table at it.
+
+        name: not pinned already. Not while `clean` runs, which may not have seen the pin.
+        """
+        with storage_errors(self.uri):
+            self.refresh()
+            dataset = self._private()
+            dataset.tags.create(f"{_PIN}{name}", dataset.version)
+        return PassageTable(self.uri, dataset)
+
+    def unpin(self, name: str) -> None:
+        """Let `clean` have a version that was pinned."""
+        with storage_errors(self.uri):
+            self._private().tags.delete(f"{_PIN}{name}")
+
+    def pins(self) -> list[str]:
+        """Names under which versions are pinned."""
+        with storage_errors(self.uri):
+            tags = self._private().tags.list()
+        return sorted(tag.removeprefix(_PIN) for tag in tags if tag.startswith(_PIN))
+
+    def files(self) -> list[str]:
+        """All files that this version consists of: paths below the table's folder, with slashes.
+
+        They never change. To copy them, pin the version first.
+        """
+        with storage_errors(self.uri):
+            rows = self._dataset.tracked_files(min_version=self.version).read_all()
+        rows = rows.filter(pc.equal(rows["version"], self.version))
+        roots = pc.unique(rows["base_uri"]).to_pylist()
+        if len(roots) > 1:
+            raise TableDamagedError(self.uri, f"its files are in several places: {roots}")
+        return sorted(set(rows["path"].to_pylist()))
+
+    def _private(self) -> _Dataset:
+        """Another object at this version: whoever reads from one fails while it changes tags."""
+        dataset = self._dataset
+        return dataset.checkout_version(dataset.version)
 
     def _move_to(self, dataset: _Dataset) -> None:
         with self._swap:
@@ -277,6 +399,38 @@ def _check_format(uri: str, dataset: _Dataset) -> None:
         raise TableDamagedError(
             uri, f"its format is {int(stored)}, and this release reads {schema.SCHEMA_VERSION}"
         )
+
+
+def _upgraded(root: Path | None, dataset: _Dataset) -> _Dataset:
+    """Give a table of an older release the columns that came since, all null."""
+    layout = schema.table_schema(dataset.schema.field(schema.VECTOR).type.list_size)
+    missing = [field for field in layout if field.name not in dataset.schema.names]
+    if missing:
+        dataset.add_columns(missing)
+    stored = dataset.schema.metadata[schema.SCHEMA_VERSION_KEY]
+    current = str(schema.SCHEMA_VERSION)
+    if stored.decode() != current:
+        # Last: until then the table is one that the older release can write too.
+        dataset.update_schema_metadata({schema.SCHEMA_VERSION_KEY.decode(): current})
+        if root is not None:
+            durability.sync_manifest(root, dataset.version)
+    return dataset
+
+
+def _present(dataset: _Dataset, columns: Sequence[str]) -> list[str]:
+    """Those of the columns that a table of an older release has."""
+    names = set(dataset.schema.names)
+    return [each for each in columns if each in names]
+
+
+def _completed(rows: Any, columns: Sequence[str]) -> Any:
+    """Rows with those columns that an older release does not write, as nulls."""
+    fields = schema.table_schema(1)
+    for at, name in enumerate(columns):
+        if name not in rows.schema.names:
+            field = fields.field(name)
+            rows = rows.add_column(at, field, pa.nulls(rows.num_rows, field.type))
+    return rows
 
 
 def _fragment_ids(dataset: _Dataset) -> list[int]:
@@ -311,7 +465,7 @@ def _read(
         return
     with storage_errors(uri):
         scanner = dataset.scanner(
-            columns=list(columns),
+            columns=_present(dataset, columns),
             filter=" AND ".join(conditions) or None,
             fragments=[dataset.get_fragment(each) for each in fragments],
             with_row_id=True,
@@ -321,4 +475,4 @@ def _read(
             fragment_readahead=READ_AHEAD_BATCHES,
             io_buffer_size=READ_AHEAD_BYTES,
         )
-        yield from scanner.to_batches()
+        yield from (_completed(batch, columns) for batch in scanner.to_batches())

@@ -11,7 +11,7 @@ twice, so that what an orphan of an old build still writes lies in a folder that
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -59,6 +59,8 @@ class VersionRecord:
     encoder_model: str = ""
     # Why it failed.
     message: str = ""
+    # How it is searched, as the protos number it; 0 while that is not known.
+    kind: int = 0
 
 
 Change = Callable[["IndexEntry"], "IndexEntry"]
@@ -144,6 +146,22 @@ def roll_back(entry: IndexEntry, left: int) -> IndexEntry:
     if entry.previous_version == left:
         return entry  # It was done, and the answer was lost.
     return promote(entry, entry.previous_version, expected=left)
+
+
+def retire(entry: IndexEntry, keep: int, serving: Set[int]) -> IndexEntry:
+    """Take out READY versions beyond the newest `keep`, but those that are or may soon be needed.
+
+    serving: versions that answer, in force or not.
+    """
+    needed = {entry.index_version, entry.previous_version, *serving}
+    ready = [
+        each.number
+        for each in entry.versions
+        if each.state == "ready" and each.number not in needed
+    ]
+    surplus = set(ready[: max(0, len(ready) - keep)])
+    kept = tuple(each for each in entry.versions if each.number not in surplus)
+    return replace(entry, versions=kept)
 
 
 def drop(entry: IndexEntry, number: int) -> IndexEntry:

@@ -17,7 +17,15 @@ from dataclasses import dataclass
 from typing import Final
 
 from shoal.rpc.errors import ServiceError
-from shoal.table import DocumentRows, Operation, PassageTable, TableNotFoundError, build_batch
+from shoal.table import (
+    DocumentRows,
+    Operation,
+    PassageTable,
+    TableNotFoundError,
+    Tombstone,
+    build_batch,
+)
+from shoal.writer.cleaning import Cleaned, Cleaner
 from shoal.writer.config import WriterSettings
 
 _log = logging.getLogger(__name__)
@@ -55,6 +63,10 @@ class Committer:
         self._maintenance: asyncio.Task[None] | None = None
         self._cleaned_at_s = time.monotonic()
         self._closed = False
+        self._in_flight: Sequence[_Pending] = ()
+        # Ids that were handed in since `watch`; None while nobody watches.
+        self._watched: set[str] | None = None
+        self.cleaner = Cleaner(table, settings, maintenance_executor)
         # For tests and metrics: commits made, and operations in them.
         self.commit_count = 0
         self.operation_count = 0
@@ -68,10 +80,34 @@ class Committer:
         if self._closed:
             done.set_exception(TableNotFoundError(self.table.uri))
             return done
+        if self._watched is not None:
+            self._watched.update(each.document_id for each in operations)
         self._pending.append(_Pending(operations, done))
         if self._commits is None or self._commits.done():
             self._commits = asyncio.create_task(self._commit_all())
         return done
+
+    def watch(self) -> None:
+        """Remember which documents are written from now on, or are on their way to the table."""
+        on_their_way = (*self._in_flight, *self._pending)
+        self._watched = {each.document_id for group in on_their_way for each in group.operations}
+
+    async def delete_unwritten(self, document_ids: Sequence[str]) -> None:
+        """Delete documents, but those that were written since `watch`.
+
+        What is written from now on comes after the deletion, and so wins. Raises StorageFullError.
+        """
+        assert self._watched is not None
+        chosen = [Tombstone(each) for each in document_ids if each not in self._watched]
+        if chosen:
+            await self.submit(chosen)
+
+    async def clean(self, *, thorough: bool = False) -> Cleaned:
+        """Remove rows that are not needed any more: see `Cleaner`. Raises StorageFullError."""
+        try:
+            return await self.cleaner.clean(self, thorough=thorough)
+        finally:
+            self._watched = None
 
     async def close(self) -> None:
         """Refuse what is handed in from now on, and finish what was handed in before."""
@@ -104,6 +140,7 @@ class Committer:
         return group
 
     async def _commit(self, group: Sequence[_Pending]) -> None:
+        self._in_flight = group
         operations = [each for pending in group for each in pending.operations]
         first_sequence = self._next_sequence
         # A commit that fails may stand in the table nevertheless, so its numbers are never used
@@ -119,6 +156,8 @@ class Committer:
                 if not pending.done.cancelled():
                     pending.done.set_exception(error)
             return
+        finally:
+            self._in_flight = ()
         self.commit_count += 1
         self.operation_count += len(operations)
         for pending in group:
@@ -131,6 +170,7 @@ class Committer:
             first_sequence=first_sequence,
             updated_at_us=time.time_ns() // 1000,
             dimension=self.table.dimension,
+            fields=self.table.fields,
         )
         return self.table.append(rows)
 

@@ -90,5 +90,19 @@ class WriterSettings(BaseModel):
     clean_interval_s: float = Field(default=60.0, gt=0)
     """Seconds between two removals of old versions of a table."""
     keep_versions_s: float = Field(default=600.0, ge=0)
-    """Seconds for which an old version of a table can still be read. Longer than any follower
-    takes for one step, the first load included."""
+    """Seconds for which an old version of a table can still be read, and rows that were replaced
+    are kept for answers that are on their way. Longer than any follower takes for one step, the
+    first load included."""
+    trim_interval_s: float = Field(default=900.0, gt=0)
+    """Seconds between two removals of rows that are not needed any more. Each reads the ids and
+    times of all rows, about 100 bytes a row: 5 s for ten million rows, at most every 15 minutes."""
+    trim_rows: int = Field(default=1_000_000, ge=1)
+    """Rows that a removal looks at together: about 200 MB of memory. A larger table takes several
+    turns, each of a part of the slots."""
+    keep_tombstones_s: float = Field(default=7 * 86_400.0, ge=0)
+    """Seconds for which a deletion is remembered. A stored segment that is older is not caught up
+    from, but made anew from the table. A week: longer than a machine is usually away for repair,
+    and a tombstone is 100 bytes."""
+    keep_index_versions: int = Field(default=2, ge=0)
+    """Newest READY versions of an index that are kept beside the one that serves and the one that a
+    rollback leads to. Older ones are dropped with their files: another build makes another one."""

@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
+from shoal.filters.fields import Field, field_messages
 from shoal.internal.v1.writer_pb2 import CatalogEntry
 from shoal.rpc.errors import ServiceError
 from shoal.table import Catalogue, IndexEntry, IndexNotFoundError, PassageTable, versions
+from shoal.table.restoring import Place
 from shoal.table.versions import VersionRecord
 from shoal.v1.errors_pb2 import Reason
+from shoal.v1.search_pb2 import SearchKind
 from shoal.writer.commit import Committer
 from shoal.writer.config import WriterSettings
 from shoal.writer.versions import version_message
@@ -87,7 +91,15 @@ class Indexes:
         return [describe_index(self._open[name]) for name in sorted(self._open)]
 
     async def create(
-        self, name: str, *, dimension: int, encoder_model: str, request_id: str
+        self,
+        name: str,
+        *,
+        dimension: int,
+        encoder_model: str,
+        request_id: str,
+        recall_target: float = 0.0,
+        kind: int = 0,
+        fields: tuple[Field, ...] = (),
     ) -> OpenIndex:
         """Make an index. Raises IndexExistsError, StorageFullError."""
         async with self._changing:
@@ -97,11 +109,28 @@ class Indexes:
                 dimension=dimension,
                 encoder_model=encoder_model,
                 request_id=request_id,
-                make_table=PassageTable.create,
+                recall_target=recall_target,
+                kind=kind,
+                make_table=partial(PassageTable.create, fields=fields),
+                fields=fields,
             )
             if name not in self._open:
                 await self._open_index(entry)
             return self._open[name]
+
+    async def update(
+        self, name: str, *, recall_target: float | None, kind: int | None
+    ) -> OpenIndex:
+        """Change what versions are built to be; None leaves it.
+
+        Raises IndexNotFoundError, StorageFullError.
+        """
+        async with self._changing:
+            uid = self.get(name).entry.uid
+            entry = await self._in_thread(
+                self._held.update, uid, recall_target=recall_target, kind=kind
+            )
+            return self._update(entry)
 
     async def drop(self, name: str) -> IndexEntry:
         """Drop an index; writes under way fail with INDEX_NOT_FOUND or are done before."""
@@ -116,6 +145,36 @@ class Indexes:
                 with contextlib.suppress(ServiceError):
                     await self._open_index(index.entry)
                 raise
+
+    async def pin(self, index: OpenIndex, name: str) -> PassageTable:
+        """Keep the table's version of now until `unpin`; return the table at it."""
+        # Among compactions and cleanings, one at a time: a cleaning may have looked for pins.
+        return await self._in_turn(index.table.pin, name)
+
+    async def unpin(self, index: OpenIndex, name: str) -> None:
+        """Let a version go that was pinned."""
+        await self._in_turn(index.table.unpin, name)
+
+    async def reserve(self, name: str) -> Place:
+        """Make an empty folder for an index that is restored; `enter` it or `release` the folder.
+
+        Raises IndexExistsError, StorageFullError.
+        """
+        async with self._changing:
+            uid, folder = await self._in_thread(self._held.reserve, name)
+        return Place(name, uid, folder, self._held.root / folder)
+
+    async def enter(self, entry: IndexEntry) -> OpenIndex:
+        """Enter an index whose folder was reserved. Raises StorageFullError, TableDamagedError."""
+        async with self._changing:
+            await self._in_thread(self._held.enter, entry)
+            await self._open_index(entry)
+            return self._open[entry.name]
+
+    async def release(self, place: Place) -> None:
+        """Remove a folder that was reserved, unless its index was entered."""
+        async with self._changing:
+            await self._in_thread(self._held.release, place.name, place.folder)
 
     async def begin_version(self, uid: str, *, promote: bool) -> tuple[OpenIndex, int, str]:
         """Enter a version that is being built; return its number, and the folder for its files.
@@ -157,6 +216,35 @@ class Indexes:
         uid = self.get(name).entry.uid
         return await self._change_versions(uid, lambda entry: versions.drop(entry, number))
 
+    async def retire_versions(self, uid: str, serving: Set[int]) -> list[int]:
+        """Drop versions beyond those that are kept, with their files; returns their numbers.
+
+        serving: versions that answer searches. Raises IndexNotFoundError, StorageFullError.
+        """
+        gone: list[int] = []
+
+        def change(entry: IndexEntry) -> IndexEntry:
+            retired = versions.retire(entry, self._settings.keep_index_versions, serving)
+            left = {each.number for each in retired.versions}
+            gone.extend(each.number for each in entry.versions if each.number not in left)
+            return retired
+
+        await self._change_versions(uid, change)
+        return gone
+
+    async def drop_outdated(self, index: OpenIndex, *, held_out: bool) -> int:
+        """Remove segments of versions that lack forgotten deletions; returns bytes.
+
+        Raises IndexNotFoundError, StorageFullError.
+        """
+        async with self._changing:
+            return await self._in_thread(
+                self._held.drop_outdated,
+                index.entry.uid,
+                index.table.trimmed,
+                held_out=held_out,
+            )
+
     async def _change_versions(self, uid: str, change: versions.Change) -> OpenIndex:
         async with self._changing:
             return self._update(await self._in_thread(self._held.change_versions, uid, change))
@@ -179,6 +267,11 @@ class Indexes:
             )
 
     @property
+    def root(self) -> Path:
+        """The data root."""
+        return self._held.root
+
+    @property
     def _held(self) -> Catalogue:
         assert self._catalogue is not None
         return self._catalogue
@@ -191,6 +284,7 @@ class Indexes:
     async def _open_index(self, entry: IndexEntry) -> None:
         uri = self._held.table_uri(entry)
         table = await self._in_thread(PassageTable.open, uri, repair=True)
+        await self._in_thread(_unpin_all, table)
         last_sequence = await self._in_thread(table.last_sequence)
         committer = Committer(
             table,
@@ -201,11 +295,21 @@ class Indexes:
         )
         self._open[entry.name] = OpenIndex(entry, table, committer)
 
+    async def _in_turn(self, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._maintenance, partial(function, *args, **kwargs))
+
     async def _in_thread(
         self, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs
     ) -> _R:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, partial(function, *args, **kwargs))
+
+
+def _unpin_all(table: PassageTable) -> None:
+    """Let go of versions that were pinned in an earlier life of the writer."""
+    for name in table.pins():
+        table.unpin(name)
 
 
 def describe_index(index: OpenIndex) -> CatalogEntry:
@@ -224,6 +328,9 @@ def describe_index(index: OpenIndex) -> CatalogEntry:
         request_id=entry.request_id,
         versions=[version_message(each) for each in entry.versions],
         previous_version=entry.previous_version,
+        recall_target=entry.recall_target,
+        kind=SearchKind.ValueType(entry.kind),
+        fields=field_messages(entry.fields),
     )
     described.create_time.FromNanoseconds(entry.create_time_ns)
     return described

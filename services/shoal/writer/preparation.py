@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from shoal.filters.fields import Field
 from shoal.lexical.analysis import analyzer_of, pack_terms
 from shoal.rpc.errors import InvalidFieldError, ServiceError
 from shoal.table import DocumentRows, PassageSpan
@@ -71,12 +72,21 @@ class Preparer:
     """Checks and splits documents of one index. Thread-safe."""
 
     def __init__(
-        self, settings: WriterSettings, measure: Measure, dimension: int, analyzer: str = ""
+        self,
+        settings: WriterSettings,
+        measure: Measure,
+        dimension: int,
+        fields: Sequence[Field] = (),
+        analyzer: str = "",
     ) -> None:
-        """Measure: how the encoder of the index sees texts. analyzer: of the index's table."""
+        """Measure: how the encoder of the index sees texts. fields: that the index declares.
+
+        analyzer: of the index's table.
+        """
         self._settings = settings
         self._measure = measure
         self._dimension = dimension
+        self._fields = fields
         self._analyzer = analyzer_of(analyzer)
 
     def prepare(self, requests: Sequence[UpsertDocumentsRequest]) -> PreparedChunk:
@@ -92,7 +102,7 @@ class Preparer:
     def _prepare_one(self, request: UpsertDocumentsRequest) -> PreparedDocument:
         if not request.HasField("document"):
             raise InvalidFieldError("document", "is missing")
-        document = check_document(request.document, self._dimension)
+        document = check_document(request.document, self._dimension, self._fields)
         if document.vector is not None:
             whole = PassageSpan(0, len(document.text), document.text)
             terms = self._terms(document.title, [whole])
@@ -154,6 +164,8 @@ def _rows_of(prepared: PreparedDocument, vectors: NDArray[np.float32], now_us: i
         created_at_us=now_us if created_at_us is None else created_at_us,
         passages=prepared.passages,
         vectors=vectors,
+        expires_at_us=document.expires_at_us,
+        values=document.values,
         terms=prepared.terms,
     )
 

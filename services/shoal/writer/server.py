@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
+from shoal.filters.fields import check_fields
 from shoal.internal.v1.topology_pb2 import Topology
 from shoal.internal.v1.writer_pb2 import DESCRIPTOR as WRITER
 from shoal.internal.v1.writer_pb2 import (
@@ -20,6 +21,8 @@ from shoal.internal.v1.writer_pb2 import (
     ListTablesResponse,
     RemoveDocumentsRequest,
     RemoveDocumentsResponse,
+    UpdateTableRequest,
+    UpdateTableResponse,
     WriteDocumentsRequest,
     WriteDocumentsResponse,
 )
@@ -30,20 +33,20 @@ from shoal.internal.v1.writer_pb2_grpc import (
 from shoal.rpc.arrays import MAX_DIMENSION
 from shoal.rpc.deadline import Deadline
 from shoal.rpc.errors import InvalidFieldError, ServiceError
+from shoal.rpc.index_goals import check_kind, check_recall_target
 from shoal.rpc.topology import TopologyFollower
 from shoal.table import Tombstone
 from shoal.v1.errors_pb2 import Reason
 from shoal.writer.config import WriterSettings
+from shoal.writer.copies import Copies
+from shoal.writer.copies_server import CopyHandlers
 from shoal.writer.encoders import EncoderPool
 from shoal.writer.indexes import Indexes, describe_index
+from shoal.writer.storage import StorageKeeper
+from shoal.writer.storage_server import StorageHandlers, check_ids
 from shoal.writer.stream import STREAM_BUDGET_S, UpsertStream, WriterParts
 from shoal.writer.tokens import load_measure
-from shoal.writer.validation import (
-    MAX_REMOVED_IDS,
-    MAX_REQUEST_ID_BYTES,
-    check_document_id,
-    check_index_name,
-)
+from shoal.writer.validation import MAX_REQUEST_ID_BYTES, check_index_name
 from shoal.writer.versions_server import VersionHandlers
 
 _log = logging.getLogger(__name__)
@@ -54,7 +57,7 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 _RETRY_DELAY_S = 1.0
 
 
-class WriterService(VersionHandlers, WriterServiceServicer):
+class WriterService(VersionHandlers, StorageHandlers, CopyHandlers, WriterServiceServicer):
     """The writer as a service: its handlers check, call, and let errors through."""
 
     def __init__(
@@ -65,6 +68,8 @@ class WriterService(VersionHandlers, WriterServiceServicer):
         self._settings = settings
         self._follower = TopologyFollower(instance_id, follow=self._follow)
         self._indexes = Indexes(settings)
+        self._keeper = StorageKeeper(settings, self._indexes, self._serving_versions)
+        self._copies = Copies(self._indexes)
         self._encoders = EncoderPool(settings)
         self._executor = ThreadPoolExecutor(settings.prepare_threads, thread_name_prefix="prepare")
         self._draining = asyncio.Event()
@@ -90,6 +95,7 @@ class WriterService(VersionHandlers, WriterServiceServicer):
         """Take the data root, and open every table."""
         measure = await asyncio.to_thread(load_measure, self._settings.tokenizer)
         await self._indexes.start()
+        self._keeper.start()
         if self._first_topology is not None:
             self._follower.accept(self._first_topology)
         self._parts = WriterParts(
@@ -99,11 +105,14 @@ class WriterService(VersionHandlers, WriterServiceServicer):
     async def drain(self) -> None:
         """Refuse new streams, and end those that are open once what they sent is acknowledged."""
         self._draining.set()
+        await self._copies.close()
         if self._streams:
             await asyncio.wait(self._streams)
 
     async def stop(self) -> None:
         """Finish all commits, and let go of the data root."""
+        await self._keeper.stop()
+        await self._copies.close()
         await self._indexes.close()
         await self._encoders.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
@@ -138,12 +147,7 @@ class WriterService(VersionHandlers, WriterServiceServicer):
         del context
         self._refuse_while_draining()
         check_index_name(request.index, "index")
-        if not 1 <= len(request.document_ids) <= MAX_REMOVED_IDS:
-            raise InvalidFieldError(
-                "document_ids", f"holds {len(request.document_ids)}; must be 1 to {MAX_REMOVED_IDS}"
-            )
-        for position, document_id in enumerate(request.document_ids):
-            check_document_id(document_id, f"document_ids[{position}]")
+        check_ids(request.document_ids)
         index = self._indexes.get(request.index)
         tombstones = [Tombstone(each) for each in dict.fromkeys(request.document_ids)]
         version = await index.committer.submit(tombstones)
@@ -161,14 +165,36 @@ class WriterService(VersionHandlers, WriterServiceServicer):
             )
         if len(request.request_id.encode()) > MAX_REQUEST_ID_BYTES:
             raise InvalidFieldError("request_id", f"has more than {MAX_REQUEST_ID_BYTES} bytes")
+        check_recall_target(request.recall_target)
+        check_kind(request.kind)
+        fields = check_fields(request.fields)
         dimension, model = await self._dimension_and_model(request, Deadline.of(context))
         index = await self._indexes.create(
             request.name,
             dimension=dimension,
             encoder_model=model,
             request_id=request.request_id,
+            recall_target=request.recall_target,
+            kind=request.kind,
+            fields=fields,
         )
         return CreateTableResponse(entry=describe_index(index))
+
+    async def UpdateTable(
+        self, request: UpdateTableRequest, context: _Context
+    ) -> UpdateTableResponse:
+        """Change what versions of an index are built to be."""
+        del context
+        self._refuse_while_draining()
+        check_index_name(request.name, "name")
+        check_recall_target(request.recall_target)
+        check_kind(request.kind)
+        index = await self._indexes.update(
+            request.name,
+            recall_target=request.recall_target if request.HasField("recall_target") else None,
+            kind=request.kind if request.HasField("kind") else None,
+        )
+        return UpdateTableResponse(entry=describe_index(index))
 
     async def DropTable(self, request: DropTableRequest, context: _Context) -> DropTableResponse:
         """Drop an index."""

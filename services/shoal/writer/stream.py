@@ -255,7 +255,9 @@ class UpsertStream:
         index = self._index
         assert index is not None
         table, parts = index.table, self._parts
-        preparer = Preparer(parts.settings, parts.measure, table.dimension, table.analyzer)
+        preparer = Preparer(
+            parts.settings, parts.measure, table.dimension, table.fields, table.analyzer
+        )
         loop = asyncio.get_running_loop()
         chunk = await loop.run_in_executor(self._parts.executor, preparer.prepare, requests)
         texts = chunk.texts

@@ -8,14 +8,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from google.protobuf import json_format
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 from numpy.typing import NDArray
+from shoal.filters.fields import Field, Value, read_values
 from shoal.rpc.arrays import unit_rows, unpack_vectors
 from shoal.rpc.errors import InvalidFieldError
 from shoal.v1.documents_pb2 import Document
@@ -46,12 +48,18 @@ class ValidDocument:
     content_hash: bytes
     # Microseconds since 1970, UTC; None means the time of the write.
     created_at_us: int | None
+    # Microseconds since 1970, UTC; None means never.
+    expires_at_us: int | None
     # Unit length, float32 [1, dimension]; None if it is to be encoded.
     vector: NDArray[np.float32] | None
+    # One for each declared field, None where it has none.
+    values: tuple[Value, ...] = ()
 
 
-def check_document(document: Document, dimension: int) -> ValidDocument:
-    """Check a document for an index of that dimension. Raises InvalidFieldError."""
+def check_document(
+    document: Document, dimension: int, fields: Sequence[Field] = ()
+) -> ValidDocument:
+    """Check a document for an index of that dimension and fields. Raises InvalidFieldError."""
     check_document_id(document.id, "document.id")
     _check_bytes(document.title, "document.title", MAX_TITLE_BYTES)
     size_bytes = _check_bytes(document.text, "document.text", MAX_TEXT_BYTES)
@@ -59,15 +67,22 @@ def check_document(document: Document, dimension: int) -> ValidDocument:
         raise InvalidFieldError("document.text", "is empty: a document needs a text")
     if document.text.isspace():
         raise InvalidFieldError("document.text", "is nothing but white space")
+    metadata, values = _metadata(document, fields)
     created = document.create_time if document.HasField("create_time") else None
     return ValidDocument(
         document_id=document.id,
         title=document.title,
         text=document.text,
-        metadata=_metadata_json(document.metadata) if document.HasField("metadata") else "",
+        metadata=metadata,
         content_hash=content_hash(document.title, document.text),
-        created_at_us=None if created is None else _microseconds(created),
+        created_at_us=None if created is None else _microseconds(created, "create_time"),
+        expires_at_us=(
+            _microseconds(document.expires_at, "expires_at")
+            if document.HasField("expires_at")
+            else None
+        ),
         vector=_vector(document, dimension),
+        values=values,
     )
 
 
@@ -106,19 +121,27 @@ def _check_bytes(value: str, path: str, limit_bytes: int) -> int:
     return size_bytes
 
 
-def _metadata_json(metadata: Struct) -> str:
+def _metadata(document: Document, fields: Sequence[Field]) -> tuple[str, tuple[Value, ...]]:
+    """A document's metadata as JSON, empty if it has none, and its values of the fields."""
+    if not document.HasField("metadata"):
+        return "", (None,) * len(fields)
+    plain, text = _metadata_json(document.metadata)
+    return text, read_values(plain, fields)
+
+
+def _metadata_json(metadata: Struct) -> tuple[dict[str, Any], str]:
     try:
         plain = json_format.MessageToDict(metadata)
         text = json.dumps(plain, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     except (ValueError, json_format.Error, RecursionError) as error:
         raise InvalidFieldError("document.metadata", f"is not JSON: {error}") from error
     _check_bytes(text, "document.metadata", MAX_METADATA_BYTES)
-    return text
+    return plain, text
 
 
-def _microseconds(time: Timestamp) -> int:
+def _microseconds(time: Timestamp, field: str) -> int:
     if not (_MIN_SECONDS <= time.seconds <= _MAX_SECONDS and 0 <= time.nanos < 10**9):
-        raise InvalidFieldError("document.create_time", "lies outside the years 1 to 9999")
+        raise InvalidFieldError(f"document.{field}", "lies outside the years 1 to 9999")
     return time.seconds * 1_000_000 + time.nanos // 1000
 
 

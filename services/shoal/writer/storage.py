@@ -1,0 +1,94 @@
+"""When is the storage of the indexes cleaned, and what is left of a document that is purged?"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from shoal.rpc.errors import ServiceError
+from shoal.v1.documents_pb2 import PurgeDocumentsResponse
+from shoal.writer.cleaning import Cleaned
+from shoal.writer.config import WriterSettings
+from shoal.writer.indexes import Indexes, OpenIndex
+
+_log = logging.getLogger(__name__)
+
+# Ids that are named in what remains; of more, the number is.
+_NAMED: Final = 5
+
+
+class StorageKeeper:
+    """Cleans all indexes from time to time, and any of them when it is asked to."""
+
+    def __init__(
+        self, settings: WriterSettings, indexes: Indexes, serving: Callable[[str], set[int]]
+    ) -> None:
+        """serving: gives the versions of an index, by its uid, that answer searches."""
+        self._settings, self._indexes, self._serving = settings, indexes, serving
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to clean from time to time."""
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """Clean no more. What a thread is at is done by then, or goes on where it was left."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    async def clean(self, index: OpenIndex, *, thorough: bool) -> Cleaned:
+        """Clean one index. Raises StorageFullError, IndexNotFoundError.
+
+        thorough: write files again however little has been removed from them.
+        """
+        uid = index.entry.uid
+        # First what makes room at once.
+        dropped = await self._indexes.retire_versions(uid, self._serving(uid))
+        cleaned = await index.committer.clean(thorough=thorough)
+        cleaned.versions = dropped
+        cleaned.bytes += await self._indexes.drop_outdated(index, held_out=False)
+        return cleaned
+
+    async def purge(self, index: OpenIndex, document_ids: Sequence[str]) -> PurgeDocumentsResponse:
+        """Take deleted documents out of all files of an index. Raises StorageFullError."""
+        purged = await index.committer.cleaner.purge(document_ids)
+        dropped_bytes = await self._indexes.drop_outdated(index, held_out=True)
+        return PurgeDocumentsResponse(
+            table_version=index.table.version,
+            rows_removed=purged.rows,
+            bytes_removed=purged.bytes + dropped_bytes,
+            remains=[*_written_again(purged.rewritten), *_being_built(index)],
+            unknown_ids=purged.unknown,
+        )
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.trim_interval_s)
+            for entry in self._indexes.entries():
+                try:
+                    await self.clean(self._indexes.get(entry.name), thorough=False)
+                except ServiceError as error:
+                    _log.warning("cannot clean index %s: %s", entry.name, error)
+                except Exception:  # noqa: BLE001  # the other indexes are cleaned all the same
+                    _log.exception("cannot clean index %s", entry.name)
+
+
+def _written_again(ids: Sequence[str]) -> list[str]:
+    if not ids:
+        return []
+    named = ", ".join(ids[:_NAMED]) + (f" and {len(ids) - _NAMED} more" if ids[_NAMED:] else "")
+    return [f"{named}: written again since the purge began, and kept as they are now"]
+
+
+def _being_built(index: OpenIndex) -> list[str]:
+    return [
+        f"version {each.number} of the index, which is being built, may hold their ids and codes: "
+        "its segments are removed by the first cleaning after it is ready"
+        for each in index.entry.versions
+        if each.state == "building"
+    ]

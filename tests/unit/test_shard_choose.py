@@ -1,0 +1,58 @@
+"""Is the kind that is chosen the one that suits, and does it say why?"""
+
+from hypothesis import given
+from hypothesis import strategies as st
+from shoal.shard.choose import choose_kind
+from shoal.shard.footprint import exact, footprint
+from shoal.shard.kind_names import KIND_NAMES
+
+GIB = 2**30
+
+
+def test_without_a_bound_it_is_the_default():
+    choice = choose_kind(10**9, 384)
+    assert (choice.kind, choice.fits) == ("ivf-pq", True)
+    assert "no bound" in choice.reason
+
+
+def test_what_fits_whole_stays_the_default():
+    assert choose_kind(1_000_000, 384, GIB).kind == "ivf-pq"
+
+
+def test_a_little_less_memory_leaves_out_the_second_code():
+    foot = footprint("ivf-pq", 384)
+    choice = choose_kind(1_000_000, 384, int(1_000_000 * foot.total) - 1)
+    assert choice.kind == "ivf-sq8"
+    assert "ivf-pq would take" in choice.reason
+
+
+def test_much_less_memory_leaves_the_wide_codes_in_files():
+    choice = choose_kind(10**9, 384, 256 * GIB)
+    assert (choice.kind, choice.fits) == ("ivf-pq", True)
+    assert "mapped files" in choice.reason
+
+
+def test_an_odd_dimension_is_narrower_in_bits():
+    assert choose_kind(10**9, 385, 256 * GIB).kind == "ivf-rabitq"
+
+
+def test_too_little_memory_is_said():
+    choice = choose_kind(10**9, 384, 64 * GIB)
+    assert not choice.fits
+    assert "no kind fits in 64.0 GiB" in choice.reason
+
+
+@given(count=st.integers(1, 10**10), dimension=st.integers(8, 4096), memory=st.integers(1, 2**50))
+def test_what_is_said_to_fit_does(count, dimension, memory):
+    choice = choose_kind(count, dimension, memory)
+    assert choice.kind in KIND_NAMES
+    foot = footprint(choice.kind, dimension)
+    needed = foot.hot if "mapped files" in choice.reason else foot.total
+    assert choice.fits == (needed * count <= memory) or not choice.fits
+    assert foot.total < exact(dimension).total + foot.directory + foot.links
+
+
+@given(count=st.integers(1, 10**9), dimension=st.integers(8, 4096))
+def test_more_memory_never_takes_a_kind_that_fits_away(count, dimension):
+    fits = [choose_kind(count, dimension, 2**power).fits for power in range(20, 50, 3)]
+    assert fits == sorted(fits)

@@ -1,0 +1,302 @@
+"""Do filtered searches find the best of what matches, through folds, moves and snapshots?"""
+
+import numpy as np
+import pytest
+from shoal.filters.fields import Field, Kind
+from shoal.filters.parsing import parse
+from shoal.shard import selective
+from shoal.shard.codebook import train_codebook
+from shoal.shard.codes import load_codebook
+from shoal.shard.field_columns import Condition
+from shoal.shard.load import build_shards
+from shoal.shard.move import Source, assembled, cover
+from shoal.shard.search import Target, search
+from shoal.shard.shard import Shard
+from shoal.shard.snapshot import SnapshotFolder
+from shoal.table.slots import slot_range
+from shoal.table.table import PassageTable
+
+from tests.harness.shard_corpus import UID, Corpus, Stored
+
+FIELDS = (Field("share", Kind.FLOAT), Field("side", Kind.STRING), Field("tags", Kind.STRINGS))
+DIMENSION = 32
+RECALL = 0.95
+
+
+def condition(text):
+    return Condition(text, parse(text, FIELDS))
+
+
+def stored(corpus, name, passages=1):
+    document = corpus.document(name, passages)
+    side = "left" if document.vectors[0, 0] < 0 else "right"
+    tags = [f"t{number}" for number in corpus.random.integers(0, 5, 2).tolist()]
+    metadata = {"share": float(corpus.random.random()), "side": side, "tags": tags}
+    if corpus.random.random() < 0.1:
+        metadata = {"side": None}
+    return Stored(document.title, document.texts, metadata, document.vectors)
+
+
+def filled(folder, count, seed=3):
+    corpus = Corpus(folder, dimension=DIMENSION, seed=seed, fields=FIELDS)
+    corpus.write({f"d{at}": stored(corpus, f"d{at}", 1 + at % 2) for at in range(count)})
+    return corpus
+
+
+def matches(document, text):
+    metadata = document.metadata
+    share, side, tags = (metadata.get(name) for name in ("share", "side", "tags"))
+    return {
+        "side == 'left'": side == "left",
+        "side != 'left'": side is not None and side != "left",
+        "!(side == 'left')": side != "left",
+        "'t1' in tags && share < 0.5": tags is not None and "t1" in tags and share < 0.5,
+        "share < 0.01": share is not None and share < 0.01,
+        "!has(share)": share is None,
+        "share > 2.0": False,
+        "share < 0.1": share is not None and share < 0.1,
+        "share < 0.5": share is not None and share < 0.5,
+    }[text]
+
+
+TEXTS = (
+    "side == 'left'",
+    "side != 'left'",
+    "!(side == 'left')",
+    "'t1' in tags && share < 0.5",
+    "share < 0.01",
+    "!has(share)",
+    "share > 2.0",
+)
+
+
+def best(corpus, query, text, count=10):
+    """What an exact search among what matches should find."""
+    held = [
+        ((name, ordinal), float(vector @ query))
+        for name, document in corpus.present.items()
+        if matches(document, text)
+        for ordinal, vector in enumerate(document.vectors)
+    ]
+    return sorted(held, key=lambda each: -each[1])[:count], len(held)
+
+
+def found(shards, codebook, queries, text, top_k=10, shard_count=None):
+    targets = [Target(at, shard.view).matching(condition(text)) for at, shard in enumerate(shards)]
+    count = shard_count or len(targets)
+    ranking, failures = search(targets, codebook, queries, top_k, shard_count=count)
+    assert not failures
+    hits = []
+    for row in range(len(queries)):
+        hits.append([])
+        for part, position, score in zip(
+            ranking.parts[row].tolist(),
+            ranking.positions[row].tolist(),
+            ranking.scores[row].tolist(),
+            strict=True,
+        ):
+            if position >= 0:
+                directory = targets[part // 2].directory(part % 2 == 1)
+                (name,) = directory.ids_at(np.array([position]))
+                ordinal = int(directory.records["ordinal"][position])
+                hits[-1].append(((name, ordinal), score))
+    return hits, sum(target.view.passage_count for target in targets)
+
+
+def check(corpus, shards, codebook=None, texts=TEXTS, recall=1.0):
+    queries = corpus.vectors(20)
+    for text in texts:
+        hits, count = found(shards, codebook, queries, text)
+        reached = wanted = 0
+        for query, mine in zip(queries, hits, strict=True):
+            expected, matching = best(corpus, query, text)
+            assert count == matching
+            assert all(matches(corpus.present[name], text) for (name, _), _ in mine)
+            assert len(mine) == len(expected)
+            if codebook is None:
+                assert [key for key, _ in mine] == [key for key, _ in expected]
+            reached += len({key for key, _ in mine} & {key for key, _ in expected})
+            wanted += len(expected)
+        assert reached >= recall * wanted, (text, reached, wanted)
+
+
+def followed(shard, corpus, number, shard_count):
+    """Apply what came since, as the follower does."""
+    from tests.unit.test_shard_state import HeldLayout, HeldShard, LayoutId, _changes, schema
+
+    table = PassageTable.open(corpus.uri)
+    held = HeldShard(number, shard, ready=True)
+    layout = HeldLayout(LayoutId(UID, 0, shard_count), "", corpus.dimension)
+    rows, cursor = _changes(table, shard.view.cursor, [(layout, held, shard)])
+    if rows is not None:
+        from shoal.table.slots import shard_of
+
+        slots = rows.column(schema.SLOT).to_numpy()
+        rows = rows.filter(shard_of(slots, shard_count) == number)
+    shard.apply(rows, cursor)
+
+
+@pytest.fixture(params=["exact", "codes"])
+def indexed(request, tmp_path):
+    corpus = filled(tmp_path, 600)
+    if request.param == "exact":
+        return corpus, None
+    train_codebook(corpus.uri, tmp_path / "codebook", threads=1)
+    return corpus, load_codebook(tmp_path / "codebook")
+
+
+def test_columns_come_along_through_tail_fold_move_and_snapshot(indexed, tmp_path):
+    corpus, codebook = indexed
+    recall = 1.0 if codebook is None else RECALL
+    table = PassageTable.open(corpus.uri)
+    mains = build_shards(table, codebook, range(2), 2)
+    shards = [Shard(main, DIMENSION, 10_000) for main in mains.values()]
+    check(corpus, shards, codebook, recall=recall)
+    for step in range(4):
+        names = [f"d{number}" for number in corpus.random.integers(0, 600, 20).tolist()]
+        news = [f"n{step}-{at}" for at in range(30)]
+        corpus.write(
+            {name: stored(corpus, name) for name in dict.fromkeys([*names, *news])},
+            tuple(f"d{number}" for number in range(30 * step, 30 * step + 5)),
+        )
+        for number, shard in enumerate(shards):
+            followed(shard, corpus, number, 2)
+        check(corpus, shards, codebook, recall=recall)
+        if step == 1:
+            for shard in shards:
+                shard.fold()
+                assert shard.view.tail_live.count == 0
+            check(corpus, shards, codebook, recall=recall)
+    for mapped in (True, False):
+        stored_at = SnapshotFolder(tmp_path / "stored", UID, 1, 2)
+        again = []
+        for number, shard in enumerate(shards):
+            stored_at.save(number, shard.view.main)
+            main = stored_at.load(number, codebook, DIMENSION, mapped=mapped)
+            again.append(Shard(main, DIMENSION, 10_000))
+            followed(again[-1], corpus, number, 2)
+        check(corpus, again, codebook, recall=recall)
+    sources = [
+        Source(slot_range(number, 2), shard.view.main, shard.view)
+        for number, shard in enumerate(shards)
+    ]
+    moved = []
+    for number in range(3):
+        pieces, missing = cover(slot_range(number, 3), sources)
+        assert not missing
+        moved.append(assembled(pieces, DIMENSION, 10_000))
+    check(corpus, moved, codebook, recall=recall)
+    for shard in moved:
+        shard.fold()
+    check(corpus, moved, codebook, recall=recall)
+
+
+def test_an_index_without_fields_keeps_nothing_of_them(tmp_path):
+    corpus = Corpus(tmp_path)
+    corpus.fill(50)
+    (main,) = build_shards(PassageTable.open(corpus.uri), None, [0], 1).values()
+    assert main.directory.fields is None
+    shard = Shard(main, corpus.dimension, 10)
+    corpus.fill(20, "more")
+    followed(shard, corpus, 0, 1)
+    assert shard.view.tail.directory.fields.memory_bytes == 0
+    assert shard.fold().directory.fields is None
+
+
+def test_a_shard_that_is_empty_matches_nothing(tmp_path):
+    corpus = Corpus(tmp_path, dimension=DIMENSION, fields=FIELDS)
+    mains = build_shards(PassageTable.open(corpus.uri), None, [0], 1)
+    shard = Shard(mains[0], DIMENSION, 10)
+    hits, count = found([shard], None, corpus.vectors(1), "share < 0.5")
+    assert hits == [[]]
+    assert count == 0
+    corpus.write({"a": Stored("", ["x"], {"share": 0.1}, corpus.vectors(1))})
+    followed(shard, corpus, 0, 1)
+    assert found([shard], None, corpus.vectors(1), "share < 0.5")[1] == 1
+    shard.fold()
+    assert found([shard], None, corpus.vectors(1), "share < 0.5")[1] == 1
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """Enough to be searched by lists, in three shards."""
+    folder = tmp_path_factory.mktemp("large")
+    corpus = filled(folder, 8_000, seed=5)
+    train_codebook(corpus.uri, folder / "codebook", threads=2)
+    codebook = load_codebook(folder / "codebook")
+    mains = build_shards(PassageTable.open(corpus.uri), codebook, range(3), 3)
+    return corpus, codebook, [Shard(main, DIMENSION, 1 << 20) for main in mains.values()]
+
+
+@pytest.mark.parametrize("narrow", [True, False, None])
+def test_recall_does_not_depend_on_the_filter(large, monkeypatch, narrow):
+    """Whichever way is taken: each is forced, then the cheaper one is chosen."""
+    corpus, codebook, shards = large
+    if narrow is not None:
+        monkeypatch.setattr("shoal.shard.search.is_narrow", lambda *arguments: narrow)
+    texts = ("share < 0.5", "share < 0.1", "share < 0.01", *TEXTS)
+    check(corpus, shards, codebook, texts, recall=RECALL)
+
+
+@pytest.mark.parametrize("text", ["side == 'left'", "side != 'left'"])
+def test_recall_holds_where_queries_are_far_from_all_that_matches(large, monkeypatch, text):
+    corpus, codebook, shards = large
+    monkeypatch.setattr("shoal.shard.search.is_narrow", lambda *arguments: False)
+    queries = corpus.vectors(200)
+    far = queries[np.abs(queries[:, 0]) > 0.2]
+    far = np.ascontiguousarray(far[(far[:, 0] < 0) != (text == "side == 'left'")])
+    assert len(far) > 10
+    hits, _ = found(shards, codebook, far, text)
+    expected = [{key for key, _ in best(corpus, query, text)[0]} for query in far]
+    reached = sum(
+        len(wanted & {key for key, _ in mine}) for wanted, mine in zip(expected, hits, strict=True)
+    )
+    assert reached >= RECALL * 10 * len(far)
+
+
+def test_narrow_filters_are_compared_and_broad_ones_looked_up_in_lists(large):
+    _, codebook, shards = large
+    manifest = codebook.manifest.model_copy(update={"list_count": 4096})
+
+    def parts(text):
+        target = Target(0, shards[0].view).matching(condition(text))
+        view = target.view
+        fields = view.main.directory.fields
+        return [selective.Part(view.main.segment.lists, fields, target.matches, view.main_live)]
+
+    assert selective.is_narrow(manifest, 10, 80, 1, parts("share < 0.001"))
+    assert not selective.is_narrow(manifest, 10, 80, 1, parts("share < 0.5"))
+
+
+def test_lists_without_a_match_are_not_looked_into(large):
+    corpus, codebook, shards = large
+    targets = [
+        Target(at, each.view).matching(condition("share < 0.01")) for at, each in enumerate(shards)
+    ]
+    parts = [
+        selective.Part(
+            each.view.main.segment.lists,
+            each.view.main.directory.fields,
+            each.matches,
+            each.view.main_live,
+        )
+        for each in targets
+    ]
+    counts = sum(part.counts() for part in parts)
+    assert counts.sum() == sum(part.matches.count for part in parts)
+    assert sum(part.sizes().sum() for part in parts) == corpus.passage_count
+    assignment, _ = selective.assign(codebook, corpus.vectors(5), 10, 80, parts)
+    chosen = assignment.lists
+    assert (counts[chosen[chosen >= 0]] > 0).all()
+    assert (np.diff((chosen < 0).astype(int), axis=1) >= 0).all()
+
+
+def test_a_shard_whose_columns_are_missing_is_left_out_alone(large):
+    from shoal.shard.answer import _matching
+
+    _, _, shards = large
+    targets = [Target(at, shard.view) for at, shard in enumerate(shards)]
+    wrong = Condition("x", parse("absent == 1", (Field("absent", Kind.INTEGER),)))
+    narrowed, failures = _matching(targets, wrong)
+    assert sorted(failures) == [0, 1, 2]
+    assert all(each.view.passage_count == 0 for each in narrowed)
