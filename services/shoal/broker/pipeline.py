@@ -24,7 +24,7 @@ from shoal.broker.coverage import coverage_of, cut, shards_text
 from shoal.broker.encoding import EncodeStage, QueryVector
 from shoal.broker.fan_out import FanOut, Found, ShardQuery
 from shoal.broker.fetching import FetchStage
-from shoal.broker.fusion import fuse
+from shoal.broker.fusion import RERANK_STRENGTH, fuse
 from shoal.broker.grouping import best_documents, best_passages, look_for_documents
 from shoal.broker.merge import Candidates, Lexical, have_words, merge
 from shoal.broker.probe import Probe
@@ -298,10 +298,11 @@ class Pipeline:
         if count == 0:
             return ranked
         head, tail = ranked[:count], ranked[count:]
+        strength = np.float32(RERANK_STRENGTH if head[0].lexical_score is not None else 1.0)
         item = RerankItem(
             query=query.text,
             passages=[_read_as(each.hit) for each in head],
-            dense_scores=pack(_scores(head), FLOAT32),
+            dense_scores=pack(strength * _scores(head), FLOAT32),
         )
         try:
             with _timed(trace, Stage.STAGE_RERANK):
@@ -317,7 +318,10 @@ class Pipeline:
             return ranked
         trace.reranker_model = reranked.model
         for each, rerank_score, score in zip(
-            head, reranked.rerank_scores.tolist(), reranked.scores.tolist(), strict=True
+            head,
+            reranked.rerank_scores.tolist(),
+            (reranked.scores / strength).tolist(),
+            strict=True,
         ):
             each.rerank_score, each.score = rerank_score, score
         head.sort(key=lambda each: -each.score)
