@@ -26,7 +26,7 @@ from shoal.shard.config import ShardSettings
 from shoal.shard.server import ShardService
 from shoal.v1.documents_pb2 import DeleteDocumentsRequest, Document
 from shoal.v1.errors_pb2 import Reason
-from shoal.v1.indexes_pb2 import CreateIndexRequest
+from shoal.v1.indexes_pb2 import CreateIndexRequest, FieldType, MetadataField
 from shoal.v1.search_pb2 import Fusion, Group, Hybrid, SearchResponse, Vectors, VectorType
 from shoal.writer.config import WriterSettings
 from shoal.writer.server import WriterService
@@ -42,6 +42,7 @@ DIVISIONS: dict[str, Groups] = {
     "four shards": [((0, 1), ("shard-server-0",)), ((2, 3), ("shard-server-1",))],
 }
 WORDS = [f"{first}{last}" for first in ("ba", "ke", "lo", "mu", "ri") for last in "bdfgklmnprst"]
+SIZE = MetadataField(name="size", type=FieldType.FIELD_TYPE_INTEGER)
 QUESTIONS = [
     "bab",
     "bab ked lof",
@@ -73,6 +74,8 @@ class Library:
         new = {id_: self.text() for id_ in ids}
         self.texts |= new
         documents = [Document(id=id_, text=text, title="Mut") for id_, text in new.items()]
+        for document in documents:
+            document.metadata.update({"size": len(document.text.split())})
         for name, caller in self.callers.items():
             self.versions[name] = (await caller.upsert("books", documents)).table_version
 
@@ -145,7 +148,7 @@ async def library(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Lib
         }
         library = Library(clusters)
         for caller in library.callers.values():
-            request = CreateIndexRequest(name="books")
+            request = CreateIndexRequest(name="books", fields=[SIZE])
             await caller.call(caller.indexes.CreateIndex, request)
         await library.write([f"doc-{at}" for at in range(150)])
         yield library
@@ -191,6 +194,24 @@ async def test_every_division_ranks_alike_through_writes_and_deletions(library: 
         await library.delete([f"doc-{at * 12 + 2}"])
         await library.write([f"more-{at}-{each}" for each in range(12)])
     await assert_right(library)
+
+
+async def test_a_filter_leaves_scores_as_they_are(library: Library) -> None:
+    """What it leaves out is not found, and counts for the weights of the terms all the same."""
+    for at_most in (5, 12, 30):
+        for hybrid in (WORDS_ALONE, Hybrid()):
+            answers = await library.ask(
+                "bab ked lof", top_k=200, hybrid=hybrid, filter=f"size <= {at_most}"
+            )
+            assert_the_same(answers)
+            expected = library.bm25("bab ked lof")
+            small = {id_ for id_, text in library.texts.items() if len(text.split()) <= at_most}
+            hits = answers["two shards"].hits
+            wanted = small & set(expected) if hybrid is WORDS_ALONE else small
+            assert {hit.document_id for hit in hits} == wanted
+            for hit in hits:
+                score = expected.get(hit.document_id, 0.0)
+                assert hit.lexical_score == pytest.approx(score, rel=1e-5, abs=1e-6)
 
 
 async def test_both_scores_of_a_hit_are_its_own(library: Library) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from shoal.broker.routes import IndexRoute
@@ -54,6 +56,16 @@ class Trace:
     holds_until_s: float = math.inf
     """When the next passage of the shards that answered expires, in seconds since 1970: what was
     found holds no longer."""
+
+
+@contextmanager
+def timed(trace: Trace, stage: Stage.ValueType) -> Iterator[None]:
+    """Note how long a stage takes, whether it succeeds or not."""
+    started_s = time.monotonic()
+    try:
+        yield
+    finally:
+        trace.timings.append((stage, time.monotonic() - started_s))
 
 
 def build_response(

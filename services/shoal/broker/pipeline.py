@@ -5,32 +5,28 @@ The only module that awaits the stages: encode, search, merge, fetch, rerank, an
 
 from __future__ import annotations
 
-import asyncio
 import math
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from shoal.broker.answer import Ranked, Trace, build_response
+from shoal.broker.answer import Ranked, Trace, build_response, timed
 from shoal.broker.budget import Budget
-from shoal.broker.cache import Cache, vector_key
+from shoal.broker.cache import Cache
 from shoal.broker.config import BrokerSettings
 from shoal.broker.coverage import coverage_of, cut, shards_text
-from shoal.broker.encoding import EncodeStage, QueryVector
 from shoal.broker.fan_out import FanOut, Found, ShardQuery
 from shoal.broker.fetching import FetchStage
 from shoal.broker.fusion import RERANK_STRENGTH, fuse
 from shoal.broker.grouping import best_documents, best_passages, look_for_documents
 from shoal.broker.merge import Candidates, Lexical, have_words, merge
 from shoal.broker.probe import Probe
+from shoal.broker.question import QuestionReader
 from shoal.broker.reranking import RerankStage
 from shoal.broker.routes import IndexRoute
-from shoal.broker.statistics import StatisticsStage
 from shoal.broker.validation import Query
 from shoal.internal.v1.reranker_pb2 import RerankItem
 from shoal.internal.v1.shard_pb2 import Fill, LexicalQuery, ShardState
@@ -38,7 +34,7 @@ from shoal.rpc.arrays import FLOAT32, pack
 from shoal.rpc.deadline import Deadline
 from shoal.rpc.errors import ServiceError
 from shoal.v1.errors_pb2 import Reason
-from shoal.v1.search_pb2 import CacheState, Hit, SearchRequest, SearchResponse, Stage
+from shoal.v1.search_pb2 import Hit, SearchRequest, SearchResponse, Stage
 
 # Of what all shard servers say, that which the caller can do something about.
 _PASSED_ON: Final = (
@@ -55,12 +51,11 @@ class Pipeline:
 
     settings: BrokerSettings
     cache: Cache
-    encoders: EncodeStage
+    questions: QuestionReader
     shards: FanOut
     fetcher: FetchStage
     rerankers: RerankStage
     probe: Probe
-    statistics: StatisticsStage
 
     async def search(
         self,
@@ -72,7 +67,7 @@ class Pipeline:
     ) -> SearchResponse:
         """Answer a query. Raises ServiceError if there is nothing to answer with."""
         budget = Budget(deadline)
-        vector, words = await self._read_question(request, route, query, budget, trace)
+        vector, words = await self.questions.read(request, route, query, budget, trace)
         look = partial(self._search, request, route, query, vector, words, budget, trace)
         rank = partial(self._ranked, query, words, trace)
         if query.per_document:
@@ -97,83 +92,6 @@ class Pipeline:
     def _rerank_count(self, query: Query) -> int:
         return query.rerank_count if self.rerankers.exists else 0
 
-    async def _read_question(
-        self,
-        request: SearchRequest,
-        route: IndexRoute,
-        query: Query,
-        budget: Budget,
-        trace: Trace,
-    ) -> tuple[bytes, LexicalQuery | None]:
-        """A question's vector and words. Both are got side by side, where servers must be asked."""
-        if query.hybrid is None:
-            return await self._encode(request, route, query, budget, trace), None
-        if len(route.groups) == 1:
-            vector = await self._encode(request, route, query, budget, trace)
-            return vector, LexicalQuery(text=query.text)
-        version = self._version_to_wait_for(request, route)
-        counting = asyncio.create_task(self._count(route, query.text, version, budget, trace))
-        try:
-            vector = await self._encode(request, route, query, budget, trace)
-            with _timed(trace, Stage.STAGE_STATISTICS):
-                return vector, await counting
-        finally:
-            counting.cancel()
-
-    async def _count(
-        self, route: IndexRoute, text: str, version: int, budget: Budget, trace: Trace
-    ) -> LexicalQuery | None:
-        versions = self.probe.applied_versions(route)
-        try:
-            counted = await self.statistics.count(route, text, versions, budget.encode(), version)
-        except ServiceError as error:
-            trace.cuts.append(cut(Stage.STAGE_STATISTICS, error.reason, str(error)))
-            return None
-        return None if counted is None else LexicalQuery(text=text, statistics=counted)
-
-    def _version_to_wait_for(self, request: SearchRequest, route: IndexRoute) -> int:
-        """The table version that is asked for; 0 if all shards are known to have applied it."""
-        wanted = request.min_table_version
-        return 0 if wanted == 0 or self.probe.reached(route, wanted) else wanted
-
-    async def _encode(
-        self,
-        request: SearchRequest,
-        route: IndexRoute,
-        query: Query,
-        budget: Budget,
-        trace: Trace,
-    ) -> bytes:
-        trace.encoder_model = route.encoder_model
-        if query.vector:
-            return query.vector
-        if not route.encoder_model:
-            raise ServiceError(
-                Reason.REASON_MODEL_MISMATCH,
-                f"index {route.name} holds vectors of its callers' own; ask it with a vector",
-            )
-        key = vector_key(route.encoder_model, query.text)
-        if not request.bypass_cache:
-            with _timed(trace, Stage.STAGE_CACHE):
-                stored = await self.cache.get(key)
-            if stored is not None and len(stored) == route.dimension * FLOAT32.itemsize:
-                trace.cache = CacheState.CACHE_STATE_VECTOR_HIT
-                return stored
-        with _timed(trace, Stage.STAGE_ENCODE):
-            vector = await self.encoders.encode(query.text, budget.encode())
-        self._require_model(route, vector)
-        if not request.bypass_cache:
-            self.cache.put(key, vector.values)
-        return vector.values
-
-    def _require_model(self, route: IndexRoute, vector: QueryVector) -> None:
-        if vector.model != route.encoder_model:
-            raise ServiceError(
-                Reason.REASON_MODEL_MISMATCH,
-                f"index {route.name} was encoded by {route.encoder_model}, but the cluster's "
-                f"encoder is {vector.model}: serve the index's model, or make the index anew",
-            )
-
     async def _search(
         self,
         request: SearchRequest,
@@ -187,11 +105,11 @@ class Pipeline:
         fill: Fill.ValueType,
     ) -> Found:
         wanted = request.min_table_version
-        waits = self._version_to_wait_for(request, route)
+        waits = self.questions.version_to_wait_for(request, route)
         if words is not None:
             depth = _fused_depth(query, depth)
         shard_query = ShardQuery(vector, depth, fill, waits, query.filter, words)
-        with _timed(trace, Stage.STAGE_SEARCH):
+        with timed(trace, Stage.STAGE_SEARCH):
             found = await self.shards.search(route, shard_query, budget.search())
             if not waits and found.is_behind(wanted):
                 # A server has restarted from an older snapshot since the probe looked.
@@ -250,7 +168,7 @@ class Pipeline:
     ) -> Sequence[Hit | None]:
         if None not in candidates.hits:
             return candidates.hits
-        with _timed(trace, Stage.STAGE_FETCH):
+        with timed(trace, Stage.STAGE_FETCH):
             hits, failures = await self.fetcher.fetch(
                 route, candidates, found.answers, self._needed(request, query), budget.fetch()
             )
@@ -305,7 +223,7 @@ class Pipeline:
             dense_scores=pack(strength * _scores(head), FLOAT32),
         )
         try:
-            with _timed(trace, Stage.STAGE_RERANK):
+            with timed(trace, Stage.STAGE_RERANK):
                 reranked = await self.rerankers.rerank(item, deadline)
         except (ServiceError, TimeoutError) as error:
             trace.cuts.append(
@@ -445,12 +363,3 @@ def _nobody_answered(found: Found) -> ServiceError:
             "no shard server answered within the deadline: allow more time",
         )
     return ServiceError(Reason.REASON_NOT_READY, "the index is being loaded: try again in a moment")
-
-
-@contextmanager
-def _timed(trace: Trace, stage: Stage.ValueType) -> Iterator[None]:
-    started_s = time.monotonic()
-    try:
-        yield
-    finally:
-        trace.timings.append((stage, time.monotonic() - started_s))

@@ -17,6 +17,7 @@ from shoal.broker.fetching import FetchStage
 from shoal.broker.indexes_server import IndexesServer
 from shoal.broker.pipeline import Pipeline
 from shoal.broker.probe import Probe
+from shoal.broker.question import QuestionReader
 from shoal.broker.reading import DocumentReader
 from shoal.broker.replicas import Chooser
 from shoal.broker.reranking import RerankStage
@@ -74,12 +75,16 @@ class BrokerService:
         pipeline = Pipeline(
             settings=settings,
             cache=self._cache,
-            encoders=EncodeStage(self._targets[Role.ROLE_ENCODER], settings.coalesce_count),
+            questions=QuestionReader(
+                cache=self._cache,
+                encoders=EncodeStage(self._targets[Role.ROLE_ENCODER], settings.coalesce_count),
+                statistics=StatisticsStage(shard_servers, settings),
+                probe=self._probe,
+            ),
             shards=FanOut(shard_servers, settings),
             fetcher=FetchStage(shard_servers),
             rerankers=self._rerankers,
             probe=self._probe,
-            statistics=StatisticsStage(shard_servers, settings),
         )
         reader = DocumentReader(shard_servers)
         self._search = SearchServer(
