@@ -27,15 +27,16 @@ from shoal.shard.codes import CoarseAssignment, Codebook, Manifest
 from shoal.shard.field_columns import FieldColumns, Matches
 from shoal.shard.kernel import faiss
 from shoal.shard.lists import sizes_of
-from shoal.shard.merge import MISSING_SCORE, likeliest
+from shoal.shard.merge import likeliest
+from shoal.shard.segment import Found, search_exact
 from shoal.shard.tombstones import Live
 
 # Measured at 384 numbers on one core.
 _LIST_NS: Final = 300.0
 _CODE_NS: Final = 2.5
 _REFINED_NS: Final = 150.0
-_READ_NS: Final = 150.0
-_COMPARED_NS: Final = 20.0
+_READ_NS: Final = 60.0
+_COMPARED_NS: Final = 25.0
 
 # So many times as many lists as are expected to be needed are ranked for each query.
 _MARGIN: Final = 2
@@ -44,8 +45,6 @@ _KNOWN: Final = 2
 # So many times the candidates where a query lies far from all that matches.
 _FAR: Final = 4
 _BLOCK_ROWS: Final = 4096
-
-Found = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -128,8 +127,9 @@ def assign(
 def _needed(manifest: Manifest, depths: NDArray[np.float64]) -> NDArray[np.int64]:
     """Lists to look into for so many results, as measured; in proportion beyond that."""
     points = manifest.operating_points
-    tops = np.array([point.top_k for point in points])
-    probes = np.array([point.nprobe for point in points])
+    tops = np.array([point.top_k for point in points], dtype=np.float64)
+    probes = np.maximum.accumulate([point.nprobe for point in points])
+    # Between two measurements the deeper one holds.
     within = probes[np.minimum(np.searchsorted(tops, depths), len(points) - 1)]
     beyond = np.maximum(1.0, np.minimum(depths, 1e9) / tops[-1])
     needed: NDArray[np.int64] = np.ceil(within * beyond).astype(np.int64)
@@ -176,14 +176,17 @@ def score_survivors(
     """Compare queries with the wide codes of all that is live and matches: the best k of each."""
     positions = part.matches.positions()
     positions = positions[part.live.contains(positions)]
+    scaled, offsets = codebook.wide.scaled(queries)
     best_scores = np.empty((len(queries), 0), dtype=np.float32)
     best_positions = np.empty((len(queries), 0), dtype=np.int64)
     for first in range(0, len(positions), _BLOCK_ROWS):
         block = positions[first : first + _BLOCK_ROWS]
-        scores = np.hstack([best_scores, codebook.wide.scores_of_all(queries, wide[block])])
-        here = np.hstack([best_positions, np.broadcast_to(block, (len(queries), len(block)))])
+        # Not by a product of matrices in NumPy: its threads wait for each other on a busy machine.
+        codes = wide.take(block, axis=0).astype(np.float32)
+        scores, places = search_exact(codes, scaled, k, Live(len(block)))
+        scores = np.hstack([best_scores, scores])
+        here = np.hstack([best_positions, block[places]])
         columns = likeliest(scores, k)
         best_scores = np.take_along_axis(scores, columns, axis=1)
         best_positions = np.take_along_axis(here, columns, axis=1)
-    assert not (best_scores == MISSING_SCORE).any()
-    return best_scores, best_positions
+    return (best_scores + offsets).astype(np.float32, copy=False), best_positions
