@@ -4,10 +4,10 @@ Recall must not depend on the filter. A filter that lets one in a hundred throug
 nearest that match as rare as the thousand nearest of all, so that as many lists must be looked into
 as for a thousand. How many do match around a query is not the filter's share of the whole: filters
 go with topics, and so do queries. Therefore it is counted: how many matches each list has is known,
-and along the lists in the order of their nearness the density of matches so far says how deep the
-search must go; it ends where it has gone so deep. A query that lies where next to nothing matches
-never gets there: it looks into all lists that have a match, and weighs more candidates, as far
-vectors are all about as far.
+and along the lists in the order of their nearness the least density of matches so far says how
+deep the search must go; it ends where it has gone so deep. A query that lies where next to nothing
+matches never gets there: it looks into all lists that have a match. And more candidates are scored
+again: what is far is all about as far, so that codes tell less of it apart.
 
 Where few match, comparing the query with all of those is cheaper, and exact up to the wide code.
 What is cheaper is decided by counting nanoseconds, with the prices that search parameters are
@@ -39,11 +39,14 @@ _READ_NS: Final = 60.0
 _COMPARED_NS: Final = 25.0
 
 # So many times as many lists as are expected to be needed are ranked for each query.
-_MARGIN: Final = 2
+_MARGIN: Final = 4
+# So many times as many lists as the measured ones: they were measured with queries from among the
+# vectors, and a query need not be from among those that match. A list costs little.
+_WIDER: Final = 3
 # Matches, for each one wanted, from which their density is known well enough to go by.
 _KNOWN: Final = 2
-# So many times the candidates where a query lies far from all that matches.
-_FAR: Final = 4
+# So many times the candidates, measured with the nearest of all: what matches may be farther.
+_FARTHER: Final = 4
 _BLOCK_ROWS: Final = 4096
 
 
@@ -92,7 +95,8 @@ def is_narrow(
     exact_ns = survivors * (_READ_NS / query_count + _COMPARED_NS)
     nprobe = int(_needed(manifest, np.array([top_k * total / max(1, survivors)]))[0])
     codes = nprobe * total / manifest.list_count
-    coded_ns = nprobe * len(parts) * _LIST_NS + codes * _CODE_NS + candidate_count * _REFINED_NS
+    refined = _FARTHER * candidate_count
+    coded_ns = nprobe * len(parts) * _LIST_NS + codes * _CODE_NS + refined * _REFINED_NS
     return exact_ns <= coded_ns
 
 
@@ -119,9 +123,8 @@ def assign(
         lists = _widened(lists, manifest.list_count, -1)
         scores = _widened(scores, manifest.list_count, 0)
         lists[far], scores[far] = everywhere.lists, everywhere.scores
-        candidate_count *= _FAR
     lists[(lists >= 0) & (counts[lists] == 0)] = -1
-    return CoarseAssignment(*_closed_up(lists, scores)), candidate_count
+    return CoarseAssignment(*_closed_up(lists, scores)), _FARTHER * candidate_count
 
 
 def _needed(manifest: Manifest, depths: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -137,7 +140,10 @@ def _needed(manifest: Manifest, depths: NDArray[np.float64]) -> NDArray[np.int64
 
 
 def _ends(
-    manifest: Manifest, top_k: int, counts: NDArray[np.int64], sizes: NDArray[np.int64]
+    manifest: Manifest,
+    top_k: int,
+    counts: NDArray[np.int64],
+    sizes: NDArray[np.int64],
 ) -> NDArray[np.int64]:
     """How many of its lists each query needs; -1 if they do not suffice.
 
@@ -145,10 +151,14 @@ def _ends(
     """
     matching, seen = counts.cumsum(axis=1), sizes.cumsum(axis=1)
     depths = top_k * seen / np.maximum(matching, 1)
+    # By the least density from as many lists on as a search without a filter looks into: where
+    # matches begin only further out, they are far, and the nearest of them not in the next lists.
+    first = min(int(_needed(manifest, np.array([top_k]))[0]), counts.shape[1]) - 1
+    depths[:, first:] = np.maximum.accumulate(depths[:, first:], axis=1)
     probed = np.arange(1, counts.shape[1] + 1)
     enough = (probed >= _needed(manifest, depths)) & (matching >= _KNOWN * top_k)
     ends: NDArray[np.int64] = np.where(enough.any(axis=1), enough.argmax(axis=1) + 1, -1)
-    return ends
+    return np.where(ends < 0, -1, np.minimum(_WIDER * ends, counts.shape[1]))
 
 
 def _widened(array: NDArray[Any], width: int, value: float) -> NDArray[Any]:
