@@ -10,8 +10,8 @@ are after the death of a process; after that of a machine the disk's speed comes
 
 Then it is asked 1,600 queries, and the memory that it takes (resident, in its own pages and in
 those of its files that searches touched) is set against the codes that it searches, without what a
-shard server takes that was asked the same of a hundred vectors: interpreter, libraries, buffers.
-Both are printed. Exits with 1 if a target is missed.
+shard server takes that has a hundred vectors, caught up with the same rows, and was asked the same:
+interpreter, libraries, buffers. Both are printed. Exits with 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -115,14 +115,17 @@ class Index:
         options = ["--topology", str(self._topology), "--snapshot-dir", str(self.snapshots)]
         return ServerProcess([*command, *options], self._folder / "shard.log", threads=1)
 
-    def search(self, address: str, queries: np.ndarray, timeout_s: float) -> SearchShardsResponse:
-        """Search all shards, all rows of the table as it is. Raises grpc.RpcError."""
+    def search(
+        self, address: str, queries: np.ndarray, timeout_s: float, min_table_version: int = 0
+    ) -> SearchShardsResponse:
+        """Search all shards. Raises grpc.RpcError."""
         request = SearchShardsRequest(
             layout=self.key,
             shards=range(self._shards),
             queries=pack_vectors(queries),
             top_k=[_TOP_K] * len(queries),
             fill=[0] * len(queries),
+            min_table_version=min_table_version,
         )
         with _channel(address) as channel:
             response: SearchShardsResponse = ShardServiceStub(channel).SearchShards(
@@ -204,8 +207,9 @@ def measure(vectors: Vectors, shards: int, rounds: int, behind_rows: int) -> dic
         index = Index(vectors.chosen.dimension, table, folder, shards, codebook)
         try:
             found = _measure(vectors, index, table, rounds, behind_rows)
-            memory = {"loaded": found.pop("memory"), "small": _small_bytes(vectors, folder)}
-            return found | _memory(vectors, codebook, behind_rows, **memory)
+            small = _small_bytes(vectors, folder, behind_rows)
+            memory = {"loaded": found.pop("memory"), "small": small}
+            return found | _memory(vectors, codebook, **memory)
         finally:
             for each in _running:
                 each.stop()
@@ -247,8 +251,8 @@ def _after_queries(index: Index, address: str, vectors: Vectors, pid: int) -> di
     return resident_bytes(pid)
 
 
-def _small_bytes(vectors: Vectors, folder: Path) -> dict[str, int]:
-    """What a shard server takes that serves next to nothing."""
+def _small_bytes(vectors: Vectors, folder: Path, behind_rows: int) -> dict[str, int]:
+    """What a shard server takes that serves next to nothing, and has caught up with as much."""
     place = folder / "small"
     place.mkdir()
     dimension = vectors.chosen.dimension
@@ -259,22 +263,25 @@ def _small_bytes(vectors: Vectors, folder: Path) -> dict[str, int]:
     _running.append(server)
     address = server.read_line(_LOAD_TIMEOUT_S)
     index.await_answer(address, vectors.asked[:1])
+    appended = PassageTable.open(str(place / "table.lance"))
+    further = vectors.more(behind_rows, seed=2)
+    append_rows(appended, further, _SMALL_ROWS)
+    index.search(address, further[-1:], _LOAD_TIMEOUT_S, min_table_version=appended.version)
     return _after_queries(index, address, vectors, server.pid)
 
 
 def _memory(
     vectors: Vectors,
     codebook_folder: Path,
-    behind_rows: int,
     *,
     loaded: dict[str, int],
     small: dict[str, int],
 ) -> dict[str, Any]:
-    """Memory a vector, and over that of its codes."""
+    """Memory a vector, and over that of its codes. Of what is stored: both have the same tail."""
     codebook = load_codebook(codebook_folder)
     wide_bytes = vectors.chosen.dimension * codebook.wide.dtype.itemsize
     code_bytes = int(codebook.new_lists().code_size) + wide_bytes
-    count = len(vectors.rows) + behind_rows
+    count = len(vectors.rows)
     each = per_vector(loaded, {OWN: small[OWN]}, count)
     return {
         "bytes_per_vector": {part: round(value, 1) for part, value in each.items()},

@@ -29,6 +29,7 @@ import numpy as np
 import pytest
 from shoal.client import (
     AbortedError,
+    AlreadyExistsError,
     DeadlineExceededError,
     FailedPreconditionError,
     IndexNotFoundError,
@@ -121,6 +122,20 @@ async def test_more_copies_than_are_done_at_a_time_are_refused(tmp_path: Path, g
         gate.go_on.set()
         for copy in copies:
             assert (await copy).document_count == 20
+
+
+async def test_two_snapshots_to_one_place(tmp_path: Path, gate: Gate) -> None:
+    kept = tmp_path / "kept"
+    async with controlled(tmp_path / "home") as (_, client):
+        await client.create_index("docs", dimension=DIMENSION)
+        await fill(client, "docs", VECTORS[:20])
+        taking = asyncio.create_task(client.snapshot_index("docs", str(kept)))
+        await until(gate.begun.is_set)
+        with pytest.raises(AlreadyExistsError, match="is being taken"):
+            await client.snapshot_index("docs", f"{kept}/")
+        gate.go_on.set()
+        assert (await taking).document_count == 20
+        assert (await client.restore_index(str(kept), name="again")).document_count == 20
 
 
 async def test_a_writer_that_stops_ends_its_copies(tmp_path: Path, gate: Gate) -> None:

@@ -85,7 +85,7 @@ class Processes(OneProcess):
             return file.read()[-_LOGGED_BYTES:]
 
     async def restart_process(self, instance_id: str, number: signal.Signals) -> None:
-        """End a process and start it again, as Ray does: on the same port, if that is free."""
+        """End a process, and start it as Ray does: on the port that it had, if that is free."""
         address = await self.starting[instance_id]
         await asyncio.to_thread(self._end, instance_id, number)
         port = int(address.rpartition(":")[2])

@@ -240,6 +240,21 @@ def test_an_unfinished_snapshot_is_no_snapshot_and_is_replaced(kept, monkeypatch
         kept.take()
 
 
+def test_a_snapshot_that_another_one_has_displaced_fails_and_leaves_that_alone(kept, monkeypatch):
+    """Two clusters, one place: the marker says whose it is."""
+    append(kept.table, [document("a")], 0)
+
+    def displaced(self):
+        self.write(UNFINISHED, b"of another cluster")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stores.Store, "sync", displaced)
+        with pytest.raises(SnapshotExistsError, match="begun meanwhile"):
+            kept.take()
+    assert kept.store().read(UNFINISHED) == b"of another cluster"
+    assert kept.store().names() == ["table", UNFINISHED]
+
+
 def test_a_copy_that_is_ended_leaves_nothing(kept):
     append(kept.table, [document("a")], 0)
     ended = Copying()

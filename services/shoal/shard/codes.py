@@ -37,7 +37,7 @@ FORMAT: Final = 1
 
 # An index that has grown beyond this should be trained again: its lists have become too long.
 _MAX_GROWTH: Final = 16.0
-_MAX_CANDIDATES: Final = 8_000
+MAX_CANDIDATES: Final = 8_000
 
 _CODEBOOK_FILE: Final = "codebook.npz"
 _MANIFEST_FILE: Final = "manifest.json"
@@ -117,7 +117,7 @@ class OperatingPoint(BaseModel):
         if self.refine_factor == 1:
             return self.top_k
         grown = math.ceil(self.top_k * self.refine_factor * min(max(growth, 1.0), _MAX_GROWTH))
-        return max(self.top_k, min(grown, _MAX_CANDIDATES))
+        return max(self.top_k, min(grown, MAX_CANDIDATES))
 
 
 class Manifest(BaseModel):

@@ -4,10 +4,10 @@ Recall must not depend on the filter. A filter that lets one in a hundred throug
 nearest that match as rare as the thousand nearest of all, so that as many lists must be looked into
 as for a thousand. How many do match around a query is not the filter's share of the whole: filters
 go with topics, and so do queries. Therefore it is counted: how many matches each list has is known,
-and along the lists in the order of their nearness the density of matches so far says how deep the
-search must go; it ends where it has gone so deep. A query that lies where next to nothing matches
-never gets there: it looks into all lists that have a match, and weighs more candidates, as far
-vectors are all about as far.
+and along the lists in the order of their nearness the least density of matches so far says how
+deep the search must go; it ends where it has gone so deep. A query that lies where next to nothing
+matches never gets there: it looks into all lists that have a match. And more candidates are scored
+again: what is far is all about as far, so that codes tell less of it apart.
 
 A graph has no lists to count in: its walk keeps as much more in view as the filter is selective,
 and a query that finds too few that way is compared with all that matches.
@@ -27,32 +27,33 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from shoal.shard.codes import CoarseAssignment, Codebook, Manifest
+from shoal.shard.codes import MAX_CANDIDATES, CoarseAssignment, Codebook, Manifest
 from shoal.shard.field_columns import FieldColumns, Matches
 from shoal.shard.kernel import faiss
 from shoal.shard.kind import Kind
 from shoal.shard.kind_hnsw import VIEW_NS, Walk
 from shoal.shard.kind_lists import ListKind
 from shoal.shard.lists import sizes_of
-from shoal.shard.merge import MISSING_SCORE, likeliest
-from shoal.shard.segment import CodedSegment
+from shoal.shard.merge import likeliest
+from shoal.shard.segment import CodedSegment, Found, search_exact
 from shoal.shard.tombstones import Live
 
 # Measured at 384 numbers on one core.
 _LIST_NS: Final = 300.0
 _REFINED_NS: Final = 150.0
-_READ_NS: Final = 150.0
-_COMPARED_NS: Final = 20.0
+_READ_NS: Final = 60.0
+_COMPARED_NS: Final = 25.0
 
 # So many times as many lists as are expected to be needed are ranked for each query.
-_MARGIN: Final = 2
+_MARGIN: Final = 4
+# So many times as many lists as the measured ones: they were measured with queries from among the
+# vectors, and a query need not be from among those that match. A list costs little.
+_WIDER: Final = 3
 # Matches, for each one wanted, from which their density is known well enough to go by.
 _KNOWN: Final = 2
-# So many times the candidates where a query lies far from all that matches.
-_FAR: Final = 4
+# So many times the candidates, measured with the nearest of all: what matches may be farther.
+_FARTHER: Final = 4
 _BLOCK_ROWS: Final = 4096
-
-Found = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def is_narrow(
     nprobe = int(_needed(manifest, np.array([depth]))[0])
     codes = nprobe * total / manifest.list_count
     coded_ns = nprobe * len(parts) * _LIST_NS + codes * kind.code_ns
-    refined = manifest.point_for(top_k).candidate_count() if kind.refines else 0
+    refined = _weighed(manifest.point_for(top_k).candidate_count()) if kind.refines else 0
     return exact_ns <= coded_ns + refined * _REFINED_NS
 
 
@@ -132,6 +133,11 @@ def widened(
     survivors = sum(part.live.live_count for part in parts)
     depth = top_k * sum(part.live.count for part in parts) / max(1, survivors)
     return Walk(_view(manifest, top_k, depth)), count
+
+
+def _weighed(candidate_count: int) -> int:
+    """Candidates to score again, of as many without a filter."""
+    return min(_FARTHER * candidate_count, max(candidate_count, MAX_CANDIDATES))
 
 
 def _view(manifest: Manifest, top_k: int, depth: float) -> int:
@@ -162,16 +168,16 @@ def _assign(
         lists = _widened(lists, manifest.list_count, -1)
         scores = _widened(scores, manifest.list_count, 0)
         lists[far], scores[far] = everywhere.lists, everywhere.scores
-        candidate_count *= _FAR
     lists[(lists >= 0) & (counts[lists] == 0)] = -1
-    return CoarseAssignment(*_closed_up(lists, scores)), candidate_count
+    return CoarseAssignment(*_closed_up(lists, scores)), _weighed(candidate_count)
 
 
 def _needed(manifest: Manifest, depths: NDArray[np.float64]) -> NDArray[np.int64]:
     """Lists to look into for so many results, as measured; in proportion beyond that."""
     points = manifest.operating_points
-    tops = np.array([point.top_k for point in points])
-    probes = np.array([point.nprobe for point in points])
+    tops = np.array([point.top_k for point in points], dtype=np.float64)
+    probes = np.maximum.accumulate([point.nprobe for point in points])
+    # Between two measurements the deeper one holds.
     within = probes[np.minimum(np.searchsorted(tops, depths), len(points) - 1)]
     beyond = np.maximum(1.0, np.minimum(depths, 1e9) / tops[-1])
     needed: NDArray[np.int64] = np.ceil(within * beyond).astype(np.int64)
@@ -179,7 +185,10 @@ def _needed(manifest: Manifest, depths: NDArray[np.float64]) -> NDArray[np.int64
 
 
 def _ends(
-    manifest: Manifest, top_k: int, counts: NDArray[np.int64], sizes: NDArray[np.int64]
+    manifest: Manifest,
+    top_k: int,
+    counts: NDArray[np.int64],
+    sizes: NDArray[np.int64],
 ) -> NDArray[np.int64]:
     """How many of its lists each query needs; -1 if they do not suffice.
 
@@ -187,10 +196,14 @@ def _ends(
     """
     matching, seen = counts.cumsum(axis=1), sizes.cumsum(axis=1)
     depths = top_k * seen / np.maximum(matching, 1)
+    # By the least density from as many lists on as a search without a filter looks into: where
+    # matches begin only further out, they are far, and the nearest of them not in the next lists.
+    first = min(int(_needed(manifest, np.array([top_k]))[0]), counts.shape[1]) - 1
+    depths[:, first:] = np.maximum.accumulate(depths[:, first:], axis=1)
     probed = np.arange(1, counts.shape[1] + 1)
     enough = (probed >= _needed(manifest, depths)) & (matching >= _KNOWN * top_k)
     ends: NDArray[np.int64] = np.where(enough.any(axis=1), enough.argmax(axis=1) + 1, -1)
-    return ends
+    return np.where(ends < 0, -1, np.minimum(_WIDER * ends, counts.shape[1]))
 
 
 def _widened(array: NDArray[Any], width: int, value: float) -> NDArray[Any]:
@@ -218,14 +231,17 @@ def score_survivors(
     """Compare queries with the wide codes of all that is live and matches: the best k of each."""
     positions = part.matches.positions()
     positions = positions[part.live.contains(positions)]
+    scaled, offsets = codebook.wide.scaled(queries)
     best_scores = np.empty((len(queries), 0), dtype=np.float32)
     best_positions = np.empty((len(queries), 0), dtype=np.int64)
     for first in range(0, len(positions), _BLOCK_ROWS):
         block = positions[first : first + _BLOCK_ROWS]
-        scores = np.hstack([best_scores, codebook.wide.scores_of_all(queries, wide[block])])
-        here = np.hstack([best_positions, np.broadcast_to(block, (len(queries), len(block)))])
+        # Not by a product of matrices in NumPy: its threads wait for each other on a busy machine.
+        codes = wide.take(block, axis=0).astype(np.float32)
+        scores, places = search_exact(codes, scaled, k, Live(len(block)))
+        scores = np.hstack([best_scores, scores])
+        here = np.hstack([best_positions, block[places]])
         columns = likeliest(scores, k)
         best_scores = np.take_along_axis(scores, columns, axis=1)
         best_positions = np.take_along_axis(here, columns, axis=1)
-    assert not (best_scores == MISSING_SCORE).any()
-    return best_scores, best_positions
+    return (best_scores + offsets).astype(np.float32, copy=False), best_positions

@@ -67,26 +67,23 @@ class WideCode:
             decoded += self.lowest
         return decoded
 
-    def scores_of_all(
-        self, queries: NDArray[np.float32], codes: NDArray[Any]
-    ) -> NDArray[np.float32]:
-        """Inner products of queries [n, dimension] and codes [m, dimension]: [n, m]."""
-        offsets: NDArray[np.float32] | float = 0.0
-        if self.kind == "sq8":
-            offsets = (queries @ self.lowest)[:, None]
-            queries = queries * self.step
-        scores: NDArray[np.float32] = queries @ codes.astype(np.float32).T + offsets
-        return scores
+    def scaled(
+        self, queries: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | float]:
+        """Bring queries to the code's scale: their products with codes, plus offsets, are scores.
+
+        Rather than every code to the queries' scale. The offsets are [n, 1].
+        """
+        if self.kind == "fp16":
+            return queries, 0.0
+        return queries * self.step, (queries @ self.lowest)[:, None]
 
     def scores(self, queries: NDArray[np.float32], codes: NDArray[Any]) -> NDArray[np.float32]:
-        """Inner products of queries [n, dimension] and each one's codes [n, k, dimension]: [n, k].
+        """Inner products of queries [n, dimension] and each one's codes [n, k, dimension].
 
-        The query is brought to the code's scale, rather than every code to the query's.
+        Returns [n, k].
         """
-        offsets: NDArray[np.float32] | float = 0.0
-        if self.kind == "sq8":
-            offsets = (queries @ self.lowest)[:, None]
-            queries = queries * self.step
+        queries, offsets = self.scaled(queries)
         scores = np.empty(codes.shape[:2], dtype=np.float32)
         for first in range(0, len(queries), _BLOCK_QUERIES):
             block = slice(first, first + _BLOCK_QUERIES)

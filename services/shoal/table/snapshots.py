@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+import uuid
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -124,8 +125,10 @@ def take_snapshot(
         store.write(SNAPSHOT, seal(manifest))
     except BaseException:
         with suppress(ServiceError):
-            store.remove([TABLE, VERSION, UNFINISHED])
-            store.remove_if_empty()
+            # Unless somebody else has begun one here: that takes what is left of this one away.
+            if store.read(UNFINISHED) == begun:
+                store.remove([TABLE, VERSION, UNFINISHED])
+                store.remove_if_empty()
         raise
     # The manifest counts; what is left of the beginning misleads nobody.
     with suppress(ServiceError):
@@ -145,7 +148,9 @@ def claim(store: Store, name: str) -> bytes:
     strange = sorted(set(others) - {TABLE, VERSION, UNFINISHED})
     if strange or (others and UNFINISHED not in others):
         raise SnapshotExistsError(store.uri, f"something else ({(strange or others)[0]})")
-    begun = json.dumps({"index": name, "begin_time_ns": time.time_ns()}).encode()
+    begun = json.dumps(
+        {"index": name, "begin_time_ns": time.time_ns(), "id": uuid.uuid4().hex}
+    ).encode()
     store.write(UNFINISHED, begun)
     store.remove([TABLE, VERSION, *_SCRATCH])
     return begun

@@ -20,6 +20,7 @@ from shoal.rpc.errors import ServiceError
 from shoal.table import IndexExistsError, IndexNotFoundError
 from shoal.table.copying import Copying, give_way
 from shoal.table.restoring import restore_index, stored_entry
+from shoal.table.snapshot_errors import SnapshotExistsError
 from shoal.table.snapshots import Taken, find_snapshots, read_snapshot, take_snapshot
 from shoal.table.stores import Store, open_store
 from shoal.v1.errors_pb2 import Reason
@@ -75,6 +76,8 @@ class Copies:
             MAX_COPIES + 1, thread_name_prefix="copies", initializer=give_way
         )
         self._running: dict[asyncio.Task[Any], Copying] = {}
+        # Where snapshots are being put.
+        self._places: set[str] = set()
 
     async def close(self) -> None:
         """End all copies, and wait until they have cleaned up."""
@@ -85,22 +88,23 @@ class Copies:
         self._executor.shutdown()
 
     def snapshot(self, name: str, uri: str) -> Running[Taken]:
-        """Begin to copy an index to a place. Raises ServiceError."""
+        """Begin to copy an index to a place. Raises IndexNotFoundError, OVERLOADED."""
         index = self._indexes.get(name)
-        return self._start(partial(self._snapshot, index, self._store(uri)))
+        return self._start(partial(self._snapshot, index, uri))
 
     def restore(self, uri: str, name: str) -> Running[OpenIndex]:
         """Begin to make an index from a snapshot. name: empty for that of the snapshot."""
         if name:
             self._require_free(name)
-        return self._start(partial(self._restore, self._store(uri), name))
+        return self._start(partial(self._restore, uri, name))
 
     async def find(self, uri: str, count: int, after: str) -> tuple[list[Taken], str]:
         """Some of the snapshots at a place, and what to give as `after` for the next ones."""
-        return await self._in_thread(find_snapshots, self._store(uri), count, after)
+        return await self._in_thread(find_snapshots, await self._store(uri), count, after)
 
-    def _store(self, uri: str) -> Store:
-        return open_store(uri, outside=self._indexes.root)
+    async def _store(self, uri: str) -> Store:
+        # In a thread: it may import what reaches an object store, which takes seconds.
+        return await self._in_thread(partial(open_store, uri, outside=self._indexes.root))
 
     def _require_free(self, name: str) -> None:
         with contextlib.suppress(IndexNotFoundError):
@@ -127,7 +131,17 @@ class Copies:
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.info("a copy has failed: %s", error)
 
-    async def _snapshot(self, index: OpenIndex, store: Store, copying: Copying) -> Taken:
+    async def _snapshot(self, index: OpenIndex, uri: str, copying: Copying) -> Taken:
+        store = await self._store(uri)
+        if store.uri in self._places:
+            raise SnapshotExistsError(store.uri, "a snapshot that is being taken")
+        self._places.add(store.uri)
+        try:
+            return await self._take(index, store, copying)
+        finally:
+            self._places.remove(store.uri)
+
+    async def _take(self, index: OpenIndex, store: Store, copying: Copying) -> Taken:
         # Before the table's version is chosen: segments are never ahead of it then.
         entry, pin = index.entry, uuid.uuid4().hex
         table = await self._indexes.pin(index, pin)
@@ -140,8 +154,9 @@ class Copies:
         _log.info("index %s is in %s at table version %d", entry.name, store.uri, table.version)
         return Taken(uri=store.uri, manifest=manifest)
 
-    async def _restore(self, store: Store, name: str, copying: Copying) -> OpenIndex:
+    async def _restore(self, uri: str, name: str, copying: Copying) -> OpenIndex:
         copying.begin("looking for the snapshot")
+        store = await self._store(uri)
         manifest = await self._in_thread(read_snapshot, store)
         name = name or stored_entry(store, manifest).name
         check_index_name(name, "name")
