@@ -8,6 +8,8 @@ from shoal.shard import selective
 from shoal.shard.codebook import train_codebook
 from shoal.shard.codes import load_codebook
 from shoal.shard.field_columns import Condition
+from shoal.shard.kind_names import DEFAULT_KIND, KIND_NAMES
+from shoal.shard.kinds import kind_of
 from shoal.shard.load import build_shards
 from shoal.shard.move import Source, assembled, cover
 from shoal.shard.search import Target, search
@@ -238,6 +240,18 @@ def test_recall_does_not_depend_on_the_filter(large, monkeypatch, narrow):
     check(corpus, shards, codebook, texts, recall=RECALL)
 
 
+@pytest.mark.parametrize("kind", [each for each in KIND_NAMES if each != DEFAULT_KIND])
+def test_recall_does_not_depend_on_the_filter_in_any_kind(large, tmp_path, monkeypatch, kind):
+    corpus, _, _ = large
+    train_codebook(corpus.uri, tmp_path / "codebook", kind=kind, threads=2)
+    codebook = load_codebook(tmp_path / "codebook")
+    mains = build_shards(PassageTable.open(corpus.uri), codebook, range(3), 3)
+    shards = [Shard(main, DIMENSION, 1 << 20) for main in mains.values()]
+    check(corpus, shards, codebook, recall=RECALL)
+    monkeypatch.setattr("shoal.shard.search.is_narrow", lambda *arguments: False)
+    check(corpus, shards, codebook, ("share < 0.5", "share < 0.1", "share < 0.01"), recall=RECALL)
+
+
 @pytest.mark.parametrize("text", ["side == 'left'", "side != 'left'"])
 def test_recall_holds_where_queries_are_far_from_all_that_matches(large, monkeypatch, text):
     corpus, codebook, shards = large
@@ -257,15 +271,16 @@ def test_recall_holds_where_queries_are_far_from_all_that_matches(large, monkeyp
 def test_narrow_filters_are_compared_and_broad_ones_looked_up_in_lists(large):
     _, codebook, shards = large
     manifest = codebook.manifest.model_copy(update={"list_count": 4096})
+    kind = kind_of(codebook)
 
     def parts(text):
         target = Target(0, shards[0].view).matching(condition(text))
         view = target.view
         fields = view.main.directory.fields
-        return [selective.Part(view.main.segment.lists, fields, target.matches, view.main_live)]
+        return [selective.Part(view.main.segment, fields, target.matches, view.main_live)]
 
-    assert selective.is_narrow(manifest, 10, 80, 1, parts("share < 0.001"))
-    assert not selective.is_narrow(manifest, 10, 80, 1, parts("share < 0.5"))
+    assert selective.is_narrow(kind, manifest, 10, 1, parts("share < 0.001"))
+    assert not selective.is_narrow(kind, manifest, 10, 1, parts("share < 0.5"))
 
 
 def test_lists_without_a_match_are_not_looked_into(large):
@@ -275,7 +290,7 @@ def test_lists_without_a_match_are_not_looked_into(large):
     ]
     parts = [
         selective.Part(
-            each.view.main.segment.lists,
+            each.view.main.segment,
             each.view.main.directory.fields,
             each.matches,
             each.view.main_live,
@@ -285,7 +300,9 @@ def test_lists_without_a_match_are_not_looked_into(large):
     counts = sum(part.counts() for part in parts)
     assert counts.sum() == sum(part.matches.count for part in parts)
     assert sum(part.sizes().sum() for part in parts) == corpus.passage_count
-    assignment, _ = selective.assign(codebook, corpus.vectors(5), 10, 80, parts)
+    assignment, _ = selective.widened(
+        kind_of(codebook), codebook, codebook.manifest, corpus.vectors(5), 10, 1.0, parts
+    )
     chosen = assignment.lists
     assert (counts[chosen[chosen >= 0]] > 0).all()
     assert (np.diff((chosen < 0).astype(int), axis=1) >= 0).all()

@@ -20,7 +20,7 @@ def _priority() -> int:
 def _of_background(found: dict[str, int], start_nice: int) -> None:
     """In a thread of that priority, which those that it starts inherit."""
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), start_nice)
-    holdings = Holdings(ShardSettings(), "", lambda: None)
+    holdings = Holdings(ShardSettings(), "", lambda: None, lambda: 0)
     try:
         found["patient"] = holdings._patient.submit(_priority).result()
         found["urgent"] = holdings._background.submit(_priority).result()

@@ -13,22 +13,19 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import aclosing
-from typing import Any, Self, TypeAlias, TypeVar
+from typing import Any, Self, TypeVar
 
 import grpc
 from shoal.client import _requests as requests
+from shoal.client._async_upsert import AsyncUpsertStream
 from shoal.client._channel import DEFAULT_ENDPOINT, Options, channel_options, target_of
-from shoal.client._errors import ShoalError, error_of
+from shoal.client._errors import error_of
 from shoal.client._snapshots import AsyncSnapshotCalls
 from shoal.client._upsert import (
-    CLOSE_S,
-    STALL_S,
     LostStreamError,
     OnAcknowledge,
     Upload,
     UpsertSummary,
-    ended_early,
-    stalled,
 )
 from shoal.v1.cluster_pb2 import GetClusterStatusRequest, GetClusterStatusResponse, Scale
 from shoal.v1.cluster_pb2_grpc import ClusterServiceStub
@@ -36,8 +33,6 @@ from shoal.v1.documents_pb2 import (
     Document,
     GetDocumentsResponse,
     PurgeDocumentsResponse,
-    UpsertDocumentsRequest,
-    UpsertDocumentsResponse,
 )
 from shoal.v1.documents_pb2_grpc import DocumentServiceStub
 from shoal.v1.indexes_pb2 import (
@@ -70,10 +65,6 @@ from shoal.v1.search_pb2_grpc import SearchServiceStub
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
-# In quotes, as not every supported release of grpcio has generic classes at run time.
-_UpsertMethod: TypeAlias = (
-    "grpc.aio.StreamStreamMultiCallable[UpsertDocumentsRequest, UpsertDocumentsResponse]"
-)
 
 
 class AsyncClient(AsyncSnapshotCalls):
@@ -222,7 +213,7 @@ class AsyncClient(AsyncSnapshotCalls):
         method = self._documents.UpsertDocuments
         async with aclosing(_each(documents)) as source:
             while True:
-                stream = _UpsertStream(method, upload, deadline_s, self._wait_for_ready)
+                stream = AsyncUpsertStream(method, upload, deadline_s, self._wait_for_ready)
                 try:
                     async with aclosing(stream):
                         return await stream.run(source, on_acknowledge or (lambda _: None))
@@ -421,79 +412,6 @@ class AsyncClient(AsyncSnapshotCalls):
             index,
         )
         return (await self._call(self._cluster.ScaleCluster, request, timeout_s)).scale
-
-
-class _UpsertStream:
-    """One stream of an upsert. Both queues are bounded by the upload's window."""
-
-    def __init__(
-        self, method: _UpsertMethod, upload: Upload, deadline_s: float | None, wait_for_ready: bool
-    ) -> None:
-        self._upload = upload
-        self._outgoing: asyncio.Queue[UpsertDocumentsRequest | None] = asyncio.Queue()
-        self._incoming: asyncio.Queue[UpsertDocumentsResponse | ShoalError] = asyncio.Queue()
-        self._answered = asyncio.Event()
-        for request in upload.pending:
-            self._outgoing.put_nowait(request)
-        if upload.done:
-            self._answered.set()
-        self._call = method(
-            self._requests(),
-            timeout=None if deadline_s is None else max(0.0, deadline_s - time.monotonic()),
-            wait_for_ready=wait_for_ready,
-        )
-        self._reader = asyncio.create_task(self._read(), name="shoal-upsert")
-
-    async def _requests(self) -> AsyncIterator[UpsertDocumentsRequest]:
-        while (request := await self._outgoing.get()) is not None:
-            yield request
-            # A stream that takes over from a lost one pauses after its first message: grpc.aio
-            # loses the status of a stream that is refused during a write (see shoal.v1.status).
-            await self._answered.wait()
-
-    async def _read(self) -> None:
-        try:
-            async for response in self._call:
-                self._incoming.put_nowait(response)
-                self._answered.set()
-            self._incoming.put_nowait(ended_early())
-        except grpc.aio.AioRpcError as error:
-            self._incoming.put_nowait(error_of(error))
-        finally:
-            self._answered.set()
-
-    async def run(
-        self, source: AsyncIterator[Document], on_acknowledge: OnAcknowledge
-    ) -> UpsertSummary:
-        """Send all that the source has; return when it is acknowledged."""
-        upload, exhausted = self._upload, False
-        while True:
-            while not exhausted and upload.has_room and self._incoming.empty():
-                document = await anext(source, None)
-                exhausted = document is None
-                self._outgoing.put_nowait(None if document is None else upload.add(document))
-            if exhausted and upload.done:
-                # The server ends its side; waiting for that spares it a cancelled call.
-                await asyncio.wait([self._reader], timeout=CLOSE_S)
-                return upload.summary
-            await self._receive()
-            on_acknowledge(upload.summary)
-
-    async def _receive(self) -> None:
-        try:
-            async with asyncio.timeout(STALL_S):
-                event = await self._incoming.get()
-        except TimeoutError:
-            raise stalled() from None
-        if isinstance(event, ShoalError):
-            raise LostStreamError(event)
-        self._upload.acknowledge(event)
-
-    async def aclose(self) -> None:
-        """End the call and its reader."""
-        self._call.cancel()
-        self._reader.cancel()
-        await asyncio.gather(self._reader, return_exceptions=True)
 
 
 async def _each(
