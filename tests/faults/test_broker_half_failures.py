@@ -8,6 +8,7 @@ a server falls back behind the probe's word    `min_table_version` is kept
 a server was killed and is back in a moment    a complete answer, a little later
 ... and stays away                             nobody waits for it for long
 the writer's answer is lost                    a drop succeeds all the same
+a query's filter is refused                    the others of its call are answered
 many deep queries at once                      no call's answer is too large to be sent
 the same fault again and again                 a few attempts, not one after the other
 the reranker hangs                             not every search waits for it
@@ -25,6 +26,7 @@ import pytest
 from shoal.broker.fan_out import MAX_TEXTS
 from shoal.broker.replicas import NEVER_S
 from shoal.broker.targets import TRIES
+from shoal.filters.fields import Field, Kind
 from shoal.internal.v1.shard_pb2 import FetchPassagesRequest, FetchPassagesResponse, Fill
 from shoal.internal.v1.writer_pb2 import DropTableRequest, DropTableResponse
 from shoal.internal.v1.writer_pb2_grpc import (
@@ -235,6 +237,28 @@ async def test_deep_queries_do_not_make_an_answer_too_large_to_send() -> None:
         ]
         assert max(texts) <= MAX_TEXTS
         assert sum(texts) == 12_000
+
+
+async def test_a_filter_that_is_refused_fails_its_own_query_alone() -> None:
+    async with rigged(ONE_SERVER, fields=[Field("year", Kind.INTEGER)]) as rig:
+        server = rig.shards["shard-server-0"]
+        server.refused_filter = "year < 3"
+        server.faults.gate.clear()
+        first = asyncio.create_task(rig.search("captain", bypass_cache=True))
+        await until(lambda: len(server.calls) == 1)
+        others = [
+            asyncio.create_task(rig.search(f"whale {at}", filter=text, bypass_cache=True))
+            for at, text in enumerate(("", "year < 2", "", "year < 3"))
+        ]
+        await until(lambda: sum(map(len, rig.encoder.calls)) == 5)
+        server.faults.gate.set()
+        assert len((await first).hits) == 10
+        *answers, refusal = await asyncio.gather(*others, return_exceptions=True)
+        # They did go together.
+        assert max(call.queries.count for call in server.calls) > 1
+        assert [len(each.hits) for each in answers] == [10, 10, 10]
+        assert isinstance(refusal, ServiceError)
+        assert refusal.reason == Reason.REASON_INVALID_FILTER
 
 
 @pytest.mark.parametrize(

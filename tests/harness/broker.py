@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from shoal.broker.config import BrokerSettings
 from shoal.broker.server import BrokerService
+from shoal.filters.fields import Field, field_messages
 from shoal.v1.search_pb2 import SearchResponse
 
 from tests.harness.cluster import Caller, Cluster, Groups, ids_of, key_of, placement
@@ -66,11 +67,17 @@ class Rig:
 
 @contextlib.asynccontextmanager
 async def rigged(
-    groups: Groups = TWO_SERVERS, *, reranker: bool = True, encoder: bool = True, **settings: Any
+    groups: Groups = TWO_SERVERS,
+    *,
+    reranker: bool = True,
+    encoder: bool = True,
+    fields: Iterable[Field] = (),
+    **settings: Any,
 ) -> AsyncIterator[Rig]:
-    """Start everything, with index `books`."""
+    """Start everything, with index `books`. fields: that it declares."""
     cluster, library = Cluster(), Library(TEXTS)
     index = placement("books", groups, dimension=DIMENSION, encoder_model=ENCODER_MODEL)
+    index.fields.extend(field_messages(fields))
     cluster.indexes.append(index)
     servers = {
         id_: StandInShardServer(id_, library, key_of(index)) for _, ids in groups for id_ in ids

@@ -15,6 +15,7 @@ from typing import Any
 import grpc
 import numpy as np
 from numpy.typing import NDArray
+from shoal.filters.errors import InvalidFilterError
 from shoal.internal.v1 import encoder_pb2_grpc, reranker_pb2_grpc, shard_pb2_grpc, topology_pb2_grpc
 from shoal.internal.v1.encoder_pb2 import EncodeRequest, EncodeResponse
 from shoal.internal.v1.reranker_pb2 import RerankItem, RerankRequest, RerankResponse, RerankScores
@@ -217,6 +218,8 @@ class StandInShardServer(StandIn, shard_pb2_grpc.ShardServiceServicer):
         self.next_expiry_s: float | None = None
         """When the next passage expires, in seconds since 1970; None: never."""
         self.calls: list[SearchShardsRequest] = []
+        self.refused_filter = ""
+        """One that is not read here: a call that has it fails as a whole."""
         self.describes = Faults()
         self.fetches = Faults()
 
@@ -255,6 +258,8 @@ class StandInShardServer(StandIn, shard_pb2_grpc.ShardServiceServicer):
     async def SearchShards(self, request: SearchShardsRequest, context: Any) -> Any:
         self.calls.append(request)
         await self.faults.strike()
+        if self.refused_filter and self.refused_filter in request.filters:
+            raise InvalidFilterError("cannot be read")
         while self.applied < request.min_table_version:
             await asyncio.sleep(0.01)
         shards = [each for each in request.shards if each not in self.unready]

@@ -264,6 +264,42 @@ def test_what_is_wrong_is_said(text, said):
     assert list(caught.value.failure.fields) == ["filter"]
 
 
+@pytest.mark.parametrize(
+    ("text", "meaning"),
+    [
+        ("year < 1e300", "year < 1e+300"),
+        ("year > -1e19", "year > -1e+19"),
+        ("year in [1e19, 1]", "year in [1e+19, 1]"),
+        ("year < 9.3e18", "year < 9.3e+18"),
+        ("year == 9223372036854775807", "year == 9223372036854775807"),
+        ("year >= -9223372036854775808", "year >= -9223372036854775808"),
+        ("year >= -9223372036854775808.0", "year >= -9223372036854775808"),
+        ("year < 2e3", "year < 2000"),
+    ],
+)
+def test_numbers_beyond_all_integers_reach_the_shards(text, meaning):
+    assert check_filter(text, FIELDS) == meaning
+    assert parse(meaning, FIELDS) == parse(text, FIELDS)
+    held = [("x", year, None, None, None, None) for year in (-MAX_INTEGER, 1, MAX_INTEGER)]
+    batch = table_of(held).to_batches()[0]
+    expected = [says(parse(text, FIELDS), row) for row in held]
+    assert evaluate(parse(meaning, FIELDS), batch).tolist() == expected
+
+
+def test_a_time_that_its_offset_leads_out_of_all_years_is_refused():
+    for text in ("9999-12-31T23:59:59-14:00", "0001-01-01T00:00:00+14:00"):
+        with pytest.raises(InvalidFilterError, match="RFC 3339"):
+            check_filter(f"at < timestamp('{text}')", FIELDS)
+        with pytest.raises(InvalidFieldError, match="RFC 3339"):
+            read_values({"at": text}, FIELDS)
+
+
+def test_a_filter_is_refused_here_if_the_shards_would_refuse_it(monkeypatch):
+    monkeypatch.setattr("shoal.filters.parsing.canonical", lambda filter_: "year < 1e")
+    with pytest.raises(InvalidFilterError, match="cannot be passed on"):
+        check_filter("year < 1", FIELDS)
+
+
 def test_a_filter_on_an_index_without_fields_says_so():
     with pytest.raises(InvalidFilterError, match="the index declares none"):
         check_filter("lang == 'en'", ())

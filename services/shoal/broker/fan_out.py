@@ -237,7 +237,14 @@ class FanOut:
         if key not in target.coalescers:
             target.coalescers[key] = self._coalescer(target, route, group)
         coalescer: Coalescer[ShardQuery, GroupAnswer] = target.coalescers[key]
-        return await coalescer.submit(query, deadline)
+        try:
+            return await coalescer.submit(query, deadline)
+        except ServiceError as error:
+            if error.reason != Reason.REASON_INVALID_FILTER:
+                raise
+        # One of the call's filters is refused, perhaps another query's: alone, it is known.
+        (answer,) = await _search(target, route, group, [query], deadline.budget_s)
+        return answer
 
     def _coalescer(
         self, target: Target, route: IndexRoute, group: ShardGroup

@@ -136,6 +136,8 @@ def read_time(text: str) -> int:
     """Microseconds since 1970 of a time as of RFC 3339. Raises ValueError."""
     time = Timestamp()
     time.FromJsonString(text)
+    # An offset may lead out of the years 1 to 9999, which is found out by writing it.
+    time.ToJsonString()
     return time.ToMicroseconds()
 
 

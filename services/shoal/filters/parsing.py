@@ -35,6 +35,10 @@ MAX_LISTED: Final = 1000
 _KEPT: Final = 1024
 # Field names that a message lists.
 _MAX_NAMES: Final = 12
+# Characters of a filter that a message shows.
+_MAX_SHOWN: Final = 200
+# What the language's integers hold.
+_INTEGERS: Final = range(-(2**63), 2**63)
 
 # Fields may be written as members of the metadata too: `metadata.lang`.
 _PREFIX: Final = "metadata"
@@ -75,7 +79,19 @@ def check_filter(text: str, fields: tuple[Field, ...]) -> str:
     size_bytes = len(text.encode())
     if size_bytes > MAX_FILTER_BYTES:
         raise InvalidFilterError(f"has {size_bytes:,} bytes; at most {MAX_FILTER_BYTES:,} are read")
-    return canonical(parse(text, fields))
+    filter_ = parse(text, fields)
+    said = canonical(filter_)
+    # The shards read it again, together with the filters of others: it must not fail there.
+    if not _reads_as(said, filter_, fields):
+        raise InvalidFilterError(f"cannot be passed on to the shards as {said[:_MAX_SHOWN]!r}")
+    return said
+
+
+def _reads_as(text: str, filter_: Filter, fields: tuple[Field, ...]) -> bool:
+    try:
+        return parse(text, fields) == filter_
+    except InvalidFilterError:
+        return False
 
 
 @functools.lru_cache(maxsize=_KEPT)
@@ -244,7 +260,9 @@ class _Reader:
             number = cast("int | float", value)
             if field.kind is Kind.FLOAT:
                 return float(number)
-            return int(number) if number == int(number) else number
+            # A larger one stays what it is: no integer is it, and all are on one side of it.
+            whole = number == int(number) and int(number) in _INTEGERS
+            return int(number) if whole else number
         if literal.kind != field.kind:
             hint = ""
             if field.kind is Kind.TIMESTAMP and literal.kind == "string":
