@@ -29,7 +29,7 @@ from shoal.table.manifest import ManifestState, codebook_folder, read_manifest
 from shoal.table.slots import slot_range
 from shoal.v1.search_pb2 import SearchKind
 
-from tests.harness.shard_corpus import UID, Corpus
+from tests.harness.shard_corpus import UID, Corpus, unit
 
 DIMENSION = 32
 SHARDS = 2
@@ -89,6 +89,31 @@ def test_it_finds_what_exact_search_finds(corpus: Corpus, codebook: Codebook) ->
         errors = np.abs(ours.scores[same, 0] - exact.scores[same, 0])
         assert np.median(errors) <= 0.005
         assert errors.max() <= 0.1
+
+
+def test_effort_changes_what_a_graph_returns(tmp_path: Path) -> None:
+    # Neighbours that lie in every direction, so that the cheapest walk does not find them all.
+    hard = Corpus(tmp_path, dimension=DIMENSION, seed=4)
+    hard.fill(700)
+    for stored in hard.present.values():
+        stored.vectors = unit(hard.random.standard_normal(stored.vectors.shape))
+    hard.write(dict(hard.present))
+    train_codebook(hard.uri, tmp_path / "codebook", kind="hnsw", recall_target=0.8, threads=1)
+    codebook = load_codebook(tmp_path / "codebook", DIMENSION)
+    shards = shards_of(hard, codebook)
+    targets = [Target(at, shard.view) for at, shard in enumerate(shards)]
+    queries = unit(hard.random.standard_normal((200, DIMENSION)))
+    for point in codebook.manifest.operating_points:
+        assert point.ef_search >= point.top_k
+
+        def rows(effort: float, top_k: int = point.top_k) -> np.ndarray:
+            ranking, _ = search(
+                targets, codebook, queries, top_k, shard_count=SHARDS, effort=effort
+            )
+            return ranking.row_ids
+
+        exact = found(shards_of(hard, None), None, queries, point.top_k).row_ids
+        assert recall(rows(2.0), exact) > recall(rows(1.0), exact)
 
 
 def test_the_dead_are_never_found(corpus: Corpus, codebook: Codebook) -> None:

@@ -305,7 +305,8 @@ def _measure(measured: _Measured, wide: WideCode, target: float) -> list[_Tried]
         recalls = _recalls if kind.refines else _final_recalls
         for floor, point in recalls(measured, wide, codes, truth, trial, top_ks):
             again = point.top_k * point.refine_factor if kind.refines else 0
-            tried[point.top_k].append(_Tried(trial.cost_ns + again * _REFINED_NS, floor, point))
+            cost_ns = kind.wanting(trial, point.top_k).cost_ns + again * _REFINED_NS
+            tried[point.top_k].append(_Tried(cost_ns, floor, point))
     return [_pick(tried[top_k], target) for top_k in top_ks]
 
 
@@ -367,14 +368,16 @@ def _final_recalls(
     del wide, codes
     exact, exact_rows = truth
     for top_k in top_ks:
+        wanting = measured.kind.wanting(trial, top_k)
         recalls = np.empty(len(measured.held_out))
         for first in range(0, len(recalls), _BLOCK_QUERIES):
             block = slice(first, first + _BLOCK_QUERIES)
-            _, found = measured.kind.tried(measured.index, measured.held_out[block], top_k, trial)
+            queries = measured.held_out[block]
+            _, found = measured.kind.tried(measured.index, queries, top_k, wanting)
             reached = _true_scores(found, exact_rows[block], exact[block])
             worst = exact[block, top_k - 1, None]
             recalls[block] = (reached >= worst - _SAME_SCORE).mean(axis=1)
-        yield measured.floor(recalls), _point(top_k, 1, trial, recalls)
+        yield measured.floor(recalls), _point(top_k, 1, wanting, recalls)
 
 
 def _point(top_k: int, factor: int, trial: Trial, recalls: NDArray[np.float64]) -> OperatingPoint:

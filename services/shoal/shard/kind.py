@@ -75,6 +75,11 @@ class Kind(ABC):
     def trials(self, list_count: int, count: int) -> Iterator[Trial]:
         """Parameters to try, the cheapest first, in an index of `count` vectors."""
 
+    def wanting(self, trial: Trial, top_k: int) -> Trial:
+        """Say what a trial becomes where so many results are wanted."""
+        del top_k
+        return trial
+
     @abstractmethod
     def tried(
         self, index: Any, queries: Vectors, k: int, trial: Trial

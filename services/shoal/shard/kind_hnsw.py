@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Final
 
 import numpy as np
@@ -122,13 +122,18 @@ class HnswKind(Kind):
         for ef_search in EF_SEARCHES:
             yield Trial(VIEW_NS * ef_search + 1_000 * math.log2(count), ef_search=ef_search)
 
+    def wanting(self, trial: Trial, top_k: int) -> Trial:
+        """Keep no less in view than is wanted: FAISS returns no more than that."""
+        ef_search = max(trial.ef_search, top_k)
+        more_ns = VIEW_NS * (ef_search - trial.ef_search)
+        return replace(trial, cost_ns=trial.cost_ns + more_ns, ef_search=ef_search)
+
     def tried(
         self, index: Any, queries: Vectors, k: int, trial: Trial
     ) -> tuple[Vectors, NDArray[np.int64]]:
         """Walk with that view."""
-        ef_search = max(trial.ef_search, k)
         scores, rows = index.search(
-            queries, k, params=faiss.SearchParametersHNSW(efSearch=ef_search)
+            queries, k, params=faiss.SearchParametersHNSW(efSearch=trial.ef_search)
         )
         return scores, rows
 
