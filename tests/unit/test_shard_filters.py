@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from shoal.filters.fields import Field, Kind
 from shoal.filters.parsing import parse
-from shoal.shard import selective
+from shoal.shard import matching_lists, selective
 from shoal.shard.codebook import train_codebook
 from shoal.shard.codes import load_codebook
 from shoal.shard.field_columns import Condition
@@ -15,12 +15,18 @@ from shoal.shard.move import Source, assembled, cover
 from shoal.shard.search import Target, search
 from shoal.shard.shard import Shard
 from shoal.shard.snapshot import SnapshotFolder
+from shoal.shard.survivors import Part
 from shoal.table.slots import slot_range
 from shoal.table.table import PassageTable
 
 from tests.harness.shard_corpus import UID, Corpus, Stored
 
-FIELDS = (Field("share", Kind.FLOAT), Field("side", Kind.STRING), Field("tags", Kind.STRINGS))
+FIELDS = (
+    Field("share", Kind.FLOAT),
+    Field("side", Kind.STRING),
+    Field("tags", Kind.STRINGS),
+    Field("topic", Kind.INTEGER),
+)
 DIMENSION = 32
 RECALL = 0.95
 
@@ -34,6 +40,7 @@ def stored(corpus, name, passages=1):
     side = "left" if document.vectors[0, 0] < 0 else "right"
     tags = [f"t{number}" for number in corpus.random.integers(0, 5, 2).tolist()]
     metadata = {"share": float(corpus.random.random()), "side": side, "tags": tags}
+    metadata["topic"] = int((corpus._centres @ document.vectors[0]).argmax())
     if corpus.random.random() < 0.1:
         metadata = {"side": None}
     return Stored(document.title, document.texts, metadata, document.vectors)
@@ -48,6 +55,7 @@ def filled(folder, count, seed=3):
 def matches(document, text):
     metadata = document.metadata
     share, side, tags = (metadata.get(name) for name in ("share", "side", "tags"))
+    topic = metadata.get("topic")
     return {
         "side == 'left'": side == "left",
         "side != 'left'": side is not None and side != "left",
@@ -56,6 +64,8 @@ def matches(document, text):
         "share < 0.01": share is not None and share < 0.01,
         "!has(share)": share is None,
         "share > 2.0": False,
+        "topic < 15": topic is not None and topic < 15,
+        "topic < 30": topic is not None and topic < 30,
         "share < 0.1": share is not None and share < 0.1,
         "share < 0.5": share is not None and share < 0.5,
     }[text]
@@ -105,13 +115,13 @@ def found(shards, codebook, queries, text, top_k=10, shard_count=None):
     return hits, sum(target.view.passage_count for target in targets)
 
 
-def check(corpus, shards, codebook=None, texts=TEXTS, recall=1.0):
+def check(corpus, shards, codebook=None, texts=TEXTS, recall=1.0, top_k=10):
     queries = corpus.vectors(20)
     for text in texts:
-        hits, count = found(shards, codebook, queries, text)
+        hits, count = found(shards, codebook, queries, text, top_k)
         reached = wanted = 0
         for query, mine in zip(queries, hits, strict=True):
-            expected, matching = best(corpus, query, text)
+            expected, matching = best(corpus, query, text, top_k)
             assert count == matching
             assert all(matches(corpus.present[name], text) for (name, _), _ in mine)
             assert len(mine) == len(expected)
@@ -240,16 +250,34 @@ def test_recall_does_not_depend_on_the_filter(large, monkeypatch, narrow):
     check(corpus, shards, codebook, texts, recall=RECALL)
 
 
-@pytest.mark.parametrize("kind", [each for each in KIND_NAMES if each != DEFAULT_KIND])
-def test_recall_does_not_depend_on_the_filter_in_any_kind(large, tmp_path, monkeypatch, kind):
-    corpus, _, _ = large
-    train_codebook(corpus.uri, tmp_path / "codebook", kind=kind, threads=2)
-    codebook = load_codebook(tmp_path / "codebook")
+@pytest.fixture(scope="module", params=KIND_NAMES)
+def of_kind(request, large, tmp_path_factory):
+    """The same, of each kind."""
+    corpus, *_ = large
+    if request.param == DEFAULT_KIND:
+        return large
+    folder = tmp_path_factory.mktemp(request.param)
+    train_codebook(corpus.uri, folder / "codebook", kind=request.param, threads=2)
+    codebook = load_codebook(folder / "codebook")
     mains = build_shards(PassageTable.open(corpus.uri), codebook, range(3), 3)
-    shards = [Shard(main, DIMENSION, 1 << 20) for main in mains.values()]
+    return corpus, codebook, [Shard(main, DIMENSION, 1 << 20) for main in mains.values()]
+
+
+def test_recall_does_not_depend_on_the_filter_in_any_kind(of_kind, monkeypatch):
+    corpus, codebook, shards = of_kind
     check(corpus, shards, codebook, recall=RECALL)
     monkeypatch.setattr("shoal.shard.search.is_narrow", lambda *arguments: False)
     check(corpus, shards, codebook, ("share < 0.5", "share < 0.1", "share < 0.01"), recall=RECALL)
+
+
+@pytest.mark.parametrize("top_k", [10, 32, 100])
+@pytest.mark.parametrize("narrow", [False, None])
+def test_recall_holds_where_the_filter_goes_with_topics(of_kind, monkeypatch, narrow, top_k):
+    """Queries of all topics: around most of them nothing matches for a long way."""
+    corpus, codebook, shards = of_kind
+    if narrow is not None:
+        monkeypatch.setattr("shoal.shard.search.is_narrow", lambda *arguments: narrow)
+    check(corpus, shards, codebook, ("topic < 15", "topic < 30"), recall=RECALL, top_k=top_k)
 
 
 @pytest.mark.parametrize("text", ["side == 'left'", "side != 'left'"])
@@ -272,24 +300,15 @@ def test_narrow_filters_are_compared_and_broad_ones_looked_up_in_lists(large):
     _, codebook, shards = large
     manifest = codebook.manifest.model_copy(update={"list_count": 4096})
     kind = kind_of(codebook)
-
-    def parts(text):
-        target = Target(0, shards[0].view).matching(condition(text))
-        view = target.view
-        fields = view.main.directory.fields
-        return [selective.Part(view.main.segment, fields, target.matches, view.main_live)]
-
-    assert selective.is_narrow(kind, manifest, 10, 1, parts("share < 0.001"))
-    assert not selective.is_narrow(kind, manifest, 10, 1, parts("share < 0.5"))
+    narrow, broad = parts_of(shards[:1], "share < 0.001"), parts_of(shards[:1], "share < 0.5")
+    assert selective.is_narrow(kind, manifest, 10, 1, narrow)
+    assert not selective.is_narrow(kind, manifest, 10, 1, broad)
 
 
-def test_lists_without_a_match_are_not_looked_into(large):
-    corpus, codebook, shards = large
-    targets = [
-        Target(at, each.view).matching(condition("share < 0.01")) for at, each in enumerate(shards)
-    ]
-    parts = [
-        selective.Part(
+def parts_of(shards, text):
+    targets = [Target(at, each.view).matching(condition(text)) for at, each in enumerate(shards)]
+    return [
+        Part(
             each.view.main.segment,
             each.view.main.directory.fields,
             each.matches,
@@ -297,11 +316,59 @@ def test_lists_without_a_match_are_not_looked_into(large):
         )
         for each in targets
     ]
-    counts = sum(part.counts() for part in parts)
+
+
+def test_what_is_priced_is_what_is_looked_into(of_kind):
+    """All lists that are going to be looked into count, and candidates where any are refined."""
+    corpus, codebook, shards = of_kind
+    kind, manifest = kind_of(codebook), codebook.manifest
+    parts = parts_of(shards, "share < 0.5")
+    # So few that a few times as many are not all.
+    points = tuple(
+        each.model_copy(update={"nprobe": 1, "ef_search": each.top_k})
+        for each in manifest.operating_points
+    )
+    manifest = manifest.model_copy(update={"operating_points": points})
+    probe, count = kind.narrowed_probe(codebook, manifest, corpus.vectors(40), 10, 1.0, parts)
+    if not kind.refines:
+        assert count == 10
+    if not kind.has_lists:
+        assert kind.narrowed_ns(manifest, 10, parts) > 3 * probe.ef_search * 1_000
+        return
+    used = (probe.lists >= 0).sum(axis=1)
+    assert matching_lists.expected_lists(manifest, 10, parts) >= np.median(used) > 1
+
+
+def test_a_broad_walk_is_dearer_than_many_narrow_ones(of_kind):
+    _, codebook, shards = of_kind
+    kind = kind_of(codebook)
+    if kind.has_lists:
+        return
+    points = tuple(
+        each.model_copy(update={"ef_search": 100}) for each in codebook.manifest.operating_points
+    )
+    manifest = codebook.manifest.model_copy(update={"operating_points": points})
+    all_, tenth = parts_of(shards, "has(share)"), parts_of(shards, "share < 0.1")
+    fewer = sum(each.live.live_count for each in all_) / sum(each.live.live_count for each in tenth)
+    narrow, broad = (kind.narrowed_ns(manifest, 10, parts) for parts in (all_, tenth))
+    assert broad > 1.1 * fewer * narrow
+    assert kind.narrowed_ns(manifest, 10, parts_of(shards, "share < 0.001")) == np.inf
+
+
+def test_sizes_of_lists_are_counted_once(large):
+    _, _, shards = large
+    (one,), (other,) = parts_of(shards[:1], "share < 0.5"), parts_of(shards[:1], "share < 0.1")
+    assert matching_lists.list_sizes(one) is matching_lists.list_sizes(other)
+
+
+def test_lists_without_a_match_are_not_looked_into(large):
+    corpus, codebook, shards = large
+    parts = parts_of(shards, "share < 0.01")
+    counts = sum(matching_lists.list_counts(part) for part in parts)
     assert counts.sum() == sum(part.matches.count for part in parts)
-    assert sum(part.sizes().sum() for part in parts) == corpus.passage_count
-    assignment, _ = selective.widened(
-        kind_of(codebook), codebook, codebook.manifest, corpus.vectors(5), 10, 1.0, parts
+    assert sum(matching_lists.list_sizes(part).sum() for part in parts) == corpus.passage_count
+    assignment, _ = kind_of(codebook).narrowed_probe(
+        codebook, codebook.manifest, corpus.vectors(5), 10, 1.0, parts
     )
     chosen = assignment.lists
     assert (counts[chosen[chosen >= 0]] > 0).all()

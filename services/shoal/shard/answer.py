@@ -82,7 +82,7 @@ class Searching:
         for at, top_k in enumerate(self.top_ks):
             condition = self.conditions[at]
             text = "" if condition is None else condition.text
-            groups.setdefault((_effort(top_k), text), []).append(at)
+            groups.setdefault((_cost_class(top_k), text), []).append(at)
         blocks = []
         for members in groups.values():
             parts = max(1, min(threads, len(members) // _MIN_BLOCK_QUERIES))
@@ -147,7 +147,7 @@ def _matching(
     return narrowed, failures
 
 
-def _effort(top_k: int) -> int:
+def _cost_class(top_k: int) -> int:
     """A number that is the same for searches of about the same cost."""
     return next(bound for bound in (10, 32, 100, 320, 1000) if top_k <= bound)
 

@@ -31,9 +31,9 @@ from shoal.shard.codes import (
     save_codebook,
     should_train,
 )
-from shoal.shard.held_out import HeldOut
+from shoal.shard.held_out import SAME_SCORE, TIES, HeldOut
 from shoal.shard.kernel import faiss
-from shoal.shard.kind import Kind, Trial
+from shoal.shard.kind import REFINED_NS, Kind, Trial
 from shoal.shard.kind_names import KIND_NAMES, KindName
 from shoal.shard.kinds import named
 from shoal.shard.wide_code import WideCode
@@ -57,9 +57,6 @@ TRAINING_POINTS_PER_LIST: Final = 64
 # evaluation's. The first is the one that the target names.
 TOP_KS: Final = (10, 32, 100)
 MAX_CANDIDATES: Final = 800
-# What scoring a candidate again costs on one core, in nanoseconds, measured on AVX-512; only its
-# proportion to what the kinds say of their codes matters.
-_REFINED_NS: Final = 150.0
 # Part of the misses allowed that is kept as a margin, as held-out passages are easier than
 # questions: with all-MiniLM-L6-v2 on 30,000 Debian package descriptions, parameters that reached
 # 0.964 on passages reached 0.937 on questions, and those that reached 0.978 reached 0.957.
@@ -67,11 +64,7 @@ _MARGIN: Final = 0.5
 # Standard errors that a recall measured on questions may err by: less than the floor is met once in
 # twenty times.
 _SURE: Final = 1.645
-# Scores closer than this are the same: which of two equal neighbours is found does not matter.
-_SAME_SCORE: Final = 1e-6
 _BLOCK_QUERIES: Final = 32
-# Exact neighbours beyond those wanted: copies of a passage tie with the last one.
-_TIES: Final = 28
 
 
 class RecallUnreachableError(ValueError):
@@ -294,7 +287,7 @@ def _measure(measured: _Measured, wide: WideCode, target: float) -> list[_Tried]
     """Find the cheapest parameters for each of `TOP_KS`; the best ones where none suffice."""
     kind, list_count = measured.kind, getattr(measured.index, "nlist", 0)
     top_ks = [top_k for top_k in TOP_KS if top_k <= len(measured.base)]
-    depth = min(max(top_ks) + _TIES, len(measured.base))
+    depth = min(max(top_ks) + TIES, len(measured.base))
     truth = faiss.knn(measured.held_out, measured.base, depth, metric=faiss.METRIC_INNER_PRODUCT)
     # Once for all: over all that is tried, each candidate would be encoded a dozen times.
     codes = wide.encode(measured.base) if kind.refines else np.empty(0)
@@ -305,7 +298,7 @@ def _measure(measured: _Measured, wide: WideCode, target: float) -> list[_Tried]
         recalls = _recalls if kind.refines else _final_recalls
         for floor, point in recalls(measured, wide, codes, truth, trial, top_ks):
             again = point.top_k * point.refine_factor if kind.refines else 0
-            cost_ns = kind.wanting(trial, point.top_k).cost_ns + again * _REFINED_NS
+            cost_ns = kind.wanting(trial, point.top_k).cost_ns + again * REFINED_NS
             tried[point.top_k].append(_Tried(cost_ns, floor, point))
     return [_pick(tried[top_k], target) for top_k in top_ks]
 
@@ -351,7 +344,7 @@ def _recalls(
             chosen = np.argsort(-refined[:, : top_k * factor], axis=1)[:, :top_k]
             reached = np.take_along_axis(true, chosen, axis=1)
             worst = exact[block, top_k - 1, None]
-            recalls[top_k, factor][block] = (reached >= worst - _SAME_SCORE).mean(axis=1)
+            recalls[top_k, factor][block] = (reached >= worst - SAME_SCORE).mean(axis=1)
     for (top_k, factor), each in recalls.items():
         yield measured.floor(each), _point(top_k, factor, trial, each)
 
@@ -376,7 +369,7 @@ def _final_recalls(
             _, found = measured.kind.tried(measured.index, queries, top_k, wanting)
             reached = _true_scores(found, exact_rows[block], exact[block])
             worst = exact[block, top_k - 1, None]
-            recalls[block] = (reached >= worst - _SAME_SCORE).mean(axis=1)
+            recalls[block] = (reached >= worst - SAME_SCORE).mean(axis=1)
         yield measured.floor(recalls), _point(top_k, 1, wanting, recalls)
 
 

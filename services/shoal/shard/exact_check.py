@@ -16,17 +16,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from shoal.shard.codes import Codebook
-from shoal.shard.held_out import HeldOut, Neighbours
+from shoal.shard.held_out import SAME_SCORE, TIES, HeldOut, Neighbours
 from shoal.shard.live_recall import Outcome, SampledQuery
 from shoal.shard.search import Target, search
 from shoal.table import schema
 from shoal.table.slots import slot_range
 from shoal.table.table import PassageTable, vectors_of
 
-# Neighbours that are kept beyond those wanted: copies of a passage tie with the last one.
-_TIES: Final = 28
-# Scores closer than this are the same: which of two equal neighbours is found does not matter.
-_SAME_SCORE: Final = 1e-6
 # Queries that are searched at once as they are served: bounds the candidates in memory.
 _BLOCK_QUERIES: Final = 8
 _NOWHERE: Final = -1
@@ -61,7 +57,7 @@ def true_neighbours(
     bounds = [slot_range(each.shard, sample.shard_count) for each in sample.targets]
     slots = (min(first for first, _ in bounds), max(end for _, end in bounds))
     nobody = np.empty(0, dtype=np.uint64)
-    kept = max(each.top_k for each in sample.queries) + _TIES
+    kept = max(each.top_k for each in sample.queries) + TIES
     truth = Neighbours(HeldOut(sample.vectors, nobody), kept=kept)
     for batch in table.scan((), slots=slots, with_vectors=True):
         if not goes_on():
@@ -138,8 +134,8 @@ def _found(
     """
     hit = np.isin(rows, found)
     first, worst = hit[:top_k], scores[:top_k][-1:]
-    spare = int((hit[top_k:] & (scores[top_k:] >= worst - _SAME_SCORE)).sum())
+    spare = int((hit[top_k:] & (scores[top_k:] >= worst - SAME_SCORE)).sum())
     if spare:
-        missed = np.flatnonzero(~first & (scores[:top_k] <= worst + _SAME_SCORE))
+        missed = np.flatnonzero(~first & (scores[:top_k] <= worst + SAME_SCORE))
         first[missed[:spare]] = True
     return first

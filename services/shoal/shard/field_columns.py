@@ -64,8 +64,10 @@ class FieldColumns:
     def __init__(self, rows: pa.RecordBatch) -> None:
         """rows: a column for each field."""
         self.rows = rows
-        # The inverted list of each position; set by the first search that wants to know.
+        # The inverted list of each position, and how many each list has; set by the first search
+        # that wants to know.
         self.list_numbers: NDArray[Any] | None = None
+        self.list_sizes: NDArray[np.int64] | None = None
         self._kept: OrderedDict[str, Matches] = OrderedDict()
         self._guard = threading.Lock()
 

@@ -23,7 +23,9 @@ _KEPT: Final = 64
 # Rows that are compared at once: FAISS compares large blocks faster than small ones.
 _BLOCK_ROWS: Final = 16_384
 # Scores closer than this are the same: which of two equal neighbours is found does not matter.
-_SAME_SCORE: Final = 1e-6
+SAME_SCORE: Final = 1e-6
+# Exact neighbours to keep beyond those wanted: copies of a passage tie with the last one.
+TIES: Final = 28
 
 
 @dataclass(frozen=True)
@@ -101,4 +103,4 @@ class Neighbours:
         same = found[:, :, None] == self.row_ids[:, None, :]
         true = np.where(same, self.scores[:, None, :], -np.inf).max(axis=2)
         worst = self.scores[:, top_k - 1, None]
-        return float((true >= worst - _SAME_SCORE).mean())
+        return float((true >= worst - SAME_SCORE).mean())

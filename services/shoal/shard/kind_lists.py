@@ -13,13 +13,15 @@ from typing import Any, ClassVar, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from shoal.shard.codes import CoarseAssignment, Codebook, OperatingPoint
+from shoal.shard.codes import CoarseAssignment, Codebook, Manifest, OperatingPoint
 from shoal.shard.kernel import faiss
-from shoal.shard.kind import Filling, Kind, Trial
+from shoal.shard.kind import REFINED_NS, Filling, Kind, Trial
 from shoal.shard.lists import copy_lists, join, keep, map_lists, sizes_of, write_lists
+from shoal.shard.matching_lists import chosen_lists, expected_lists, weighed
 from shoal.shard.merge import MISSING_SCORE
 from shoal.shard.segment import CodedSegment, Found, MemoryUse, Vectors, WideRows
 from shoal.shard.segment_folder import FolderReader, FolderWriter
+from shoal.shard.survivors import Part
 from shoal.shard.tombstones import Live
 from shoal.shard.wide_code import WideCode, WideKind
 
@@ -160,6 +162,28 @@ class ListKind(Kind):
         """Choose the lists."""
         del growth
         return codebook.assign(queries, point.nprobe)
+
+    def narrowed_ns(self, manifest: Manifest, top_k: int, parts: Sequence[Part]) -> float:
+        """Lists, their codes, and the candidates that are scored again."""
+        lists = expected_lists(manifest, top_k, parts)
+        codes = lists / manifest.list_count * sum(part.live.count for part in parts)
+        count = manifest.point_for(top_k).candidate_count()
+        refined = weighed(count) if self.refines else 0
+        return lists * len(parts) * _LIST_NS + codes * self.code_ns + refined * REFINED_NS
+
+    def narrowed_probe(
+        self,
+        codebook: Codebook,
+        manifest: Manifest,
+        queries: Vectors,
+        top_k: int,
+        growth: float,
+        parts: Sequence[Part],
+    ) -> tuple[CoarseAssignment, int]:
+        """Choose the lists by how many matches each of them has."""
+        count = manifest.point_for(top_k).candidate_count(growth)
+        lists = chosen_lists(codebook, manifest, queries, top_k, parts)
+        return lists, weighed(count) if self.refines else count
 
     def new_lists(self, codebook: Codebook) -> Any:
         """Empty lists to be filled.

@@ -21,9 +21,10 @@ from shoal.shard.directory import Directory, TailDirectory
 from shoal.shard.field_columns import Condition, Matches
 from shoal.shard.kinds import kind_of
 from shoal.shard.merge import MISSING_SCORE, best, likeliest
-from shoal.shard.segment import CodedSegment, ExactSegment, Vectors
-from shoal.shard.selective import Part, is_narrow, score_survivors, widened
+from shoal.shard.segment import CodedSegment, ExactSegment, Found, Vectors
+from shoal.shard.selective import is_narrow
 from shoal.shard.shard import View
+from shoal.shard.survivors import Part, compare
 
 _log = logging.getLogger(__name__)
 
@@ -154,8 +155,8 @@ class _Search:
         elif is_narrow(kind, manifest, self.top_k, len(self.queries), parts):
             return self._survivors(codebook)
         else:
-            probe, count = widened(
-                kind, codebook, manifest, self.queries, self.top_k, growth, parts
+            probe, count = kind.narrowed_probe(
+                codebook, manifest, self.queries, self.top_k, growth, parts
             )
         blocks = self._candidates(probe, count)
         if blocks and kind.refines:
@@ -187,11 +188,9 @@ class _Search:
         """Compare the queries with all that matches a filter."""
         blocks = []
         for at, target in enumerate(self.targets):
-            segment, part = target.view.main.segment, _part(target)
-            if isinstance(segment, CodedSegment) and part is not None and part.live.live_count:
-                score = partial(
-                    score_survivors, codebook, segment.wide, part, self.queries, self.top_k
-                )
+            part = _part(target)
+            if part is not None and part.live.live_count:
+                score = partial(_survivors_of, part, codebook, self.queries, self.top_k)
                 blocks += _block(self.guarded(target, score), 2 * at)
         return blocks
 
@@ -260,6 +259,10 @@ def _part(target: Target) -> Part | None:
     if target.matches is None or fields is None or not isinstance(segment, CodedSegment):
         return None
     return Part(segment, fields, target.matches, view.main_live)
+
+
+def _survivors_of(part: Part, codebook: Codebook, queries: Vectors, top_k: int) -> Found:
+    return compare(codebook, part.segment.wide, part.positions(), queries, top_k)
 
 
 def _block(found: Any, part: int) -> list[_Block]:
