@@ -35,7 +35,15 @@ from shoal.filters.fields import (
 )
 from shoal.filters.parsing import MAX_TERMS, check_filter, parse
 from shoal.rpc.errors import InvalidFieldError
-from shoal.shard.field_columns import Condition, FieldColumns, TailColumns, encoded, gathered_fields
+from shoal.shard.field_columns import (
+    MAX_KEPT_POSITIONS,
+    Condition,
+    FieldColumns,
+    Matches,
+    TailColumns,
+    encoded,
+    gathered_fields,
+)
 from shoal.v1.errors_pb2 import Reason
 from shoal.v1.indexes_pb2 import FieldType, MetadataField
 
@@ -180,6 +188,15 @@ def test_columns_keep_a_bounded_number_of_filters():
     for year in range(100):
         columns.matches(Condition(f"year == {year}", parse(f"year == {year}", FIELDS)))
     assert len(columns._kept) == 32
+
+
+def test_positions_are_kept_only_where_they_are_few():
+    for count in (MAX_KEPT_POSITIONS, MAX_KEPT_POSITIONS + 1):
+        matches = Matches(np.arange(2 * count) % 2 == 1)
+        first = matches.positions()
+        np.testing.assert_array_equal(first, np.arange(1, 2 * count, 2))
+        np.testing.assert_array_equal(matches.positions(), first)
+        assert (matches.positions() is first) == (count <= MAX_KEPT_POSITIONS)
 
 
 def test_codes_are_as_narrow_as_their_dictionaries_allow():

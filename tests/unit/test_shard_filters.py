@@ -1,5 +1,7 @@
 """Do filtered searches find the best of what matches, through folds, moves and snapshots?"""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from shoal.filters.fields import Field, Kind
@@ -16,6 +18,7 @@ from shoal.shard.search import Target, search
 from shoal.shard.shard import Shard
 from shoal.shard.snapshot import SnapshotFolder
 from shoal.shard.survivors import Part
+from shoal.shard.tombstones import Live
 from shoal.table.slots import slot_range
 from shoal.table.table import PassageTable
 
@@ -373,6 +376,33 @@ def test_lists_without_a_match_are_not_looked_into(large):
     chosen = assignment.lists
     assert (counts[chosen[chosen >= 0]] > 0).all()
     assert (np.diff((chosen < 0).astype(int), axis=1) >= 0).all()
+
+
+@pytest.mark.parametrize("part", ["tail", "codes"])
+def test_a_shard_that_fails_does_not_keep_the_others_from_being_whole(large, monkeypatch, part):
+    """Where codes find too little, what matches is compared, in the shards that do not fail."""
+    corpus, codebook, shards = large
+    failing = shards[0].view.main.segment
+
+    def candidates(segment, queries, probe, count, live):
+        if part == "codes" and segment is failing:
+            raise OSError("cannot be read")
+        nothing = np.full((len(queries), count), -1, dtype=np.int64)
+        return np.full(nothing.shape, -np.inf, dtype=np.float32), nothing
+
+    monkeypatch.setattr("shoal.shard.search.is_narrow", lambda *arguments: False)
+    monkeypatch.setattr(type(failing), "candidates", candidates)
+    targets = [
+        Target(at, each.view).matching(condition("share < 0.1")) for at, each in enumerate(shards)
+    ]
+    if part == "tail":
+        # One that is not as long as it should be.
+        view = replace(targets[0].view, tail_live=Live(1))
+        targets[0] = replace(targets[0], view=view)
+    ranking, failures = search(targets, codebook, corpus.vectors(5), 10, shard_count=3)
+    assert list(failures) == [0]
+    assert (ranking.positions >= 0).all()
+    assert (ranking.parts // 2 > 0).all()
 
 
 def test_a_shard_whose_columns_are_missing_is_left_out_alone(large):

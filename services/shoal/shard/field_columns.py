@@ -24,6 +24,8 @@ from shoal.table import schema
 
 # Filters whose matches are kept for a main segment, and for each piece of a live tail.
 _KEPT: Final = 32
+# Matches of a filter that are kept as numbers too, of eight bytes each.
+MAX_KEPT_POSITIONS: Final = 65_536
 _INDEX_TYPES: Final = (pa.int8(), pa.int16())
 
 
@@ -52,10 +54,13 @@ class Matches:
         return np.unpackbits(self.bits, count=count, bitorder="little").astype(bool)
 
     def positions(self) -> NDArray[np.int64]:
-        """The same as numbers, ascending. Kept: only to be asked for where there are few."""
-        if self._positions is None:
-            self._positions = np.flatnonzero(self.marks(8 * len(self.bits)))
-        return self._positions
+        """The same as numbers, ascending. Kept if they are few; else made anew for each search."""
+        if self._positions is not None:
+            return self._positions
+        positions = np.flatnonzero(self.marks(8 * len(self.bits)))
+        if len(positions) <= MAX_KEPT_POSITIONS:
+            self._positions = positions
+        return positions
 
 
 class FieldColumns:

@@ -24,7 +24,7 @@ from shoal.shard.merge import MISSING_SCORE, best, likeliest
 from shoal.shard.segment import CodedSegment, ExactSegment, Found, Vectors
 from shoal.shard.selective import is_narrow
 from shoal.shard.shard import View
-from shoal.shard.survivors import Part, compare
+from shoal.shard.survivors import Part, compare, count_of
 
 _log = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ class _Search:
         elif not parts:
             return []
         elif is_narrow(kind, manifest, self.top_k, len(self.queries), parts):
-            return self._survivors(codebook)
+            return self._survivors(codebook, self.queries)
         else:
             probe, count = kind.narrowed_probe(
                 codebook, manifest, self.queries, self.top_k, growth, parts
@@ -163,7 +163,7 @@ class _Search:
             candidates = _join(blocks)
             columns = likeliest(candidates.scores, count)
             blocks = [self._refined(codebook, candidates.columns(columns))]
-        return blocks if parts is None else self._completed(codebook, blocks, parts)
+        return blocks if parts is None else self._completed(codebook, blocks)
 
     def _candidates(self, probe: Any, count: int) -> list[_Block]:
         blocks = []
@@ -178,34 +178,34 @@ class _Search:
         return blocks
 
     def _parts(self) -> list[Part] | None:
-        """What a filter leaves of the inverted lists; None if there is no filter."""
+        """What a filter leaves of the codes that can be searched; None if there is no filter."""
         if all(target.matches is None for target in self.targets):
             return None
-        parts = (_part(target) for target in self.targets)
+        parts = (_part(each) for each in self.targets if each.shard not in self.failures)
         return [part for part in parts if part is not None and part.live.live_count]
 
-    def _survivors(self, codebook: Codebook) -> list[_Block]:
-        """Compare the queries with all that matches a filter."""
+    def _survivors(self, codebook: Codebook, queries: Vectors) -> list[_Block]:
+        """Compare queries with all that matches a filter."""
         blocks = []
         for at, target in enumerate(self.targets):
             part = _part(target)
             if part is not None and part.live.live_count:
-                score = partial(_survivors_of, part, codebook, self.queries, self.top_k)
+                score = partial(_survivors_of, part, codebook, queries, self.top_k)
                 blocks += _block(self.guarded(target, score), 2 * at)
         return blocks
 
-    def _completed(
-        self, codebook: Codebook, blocks: list[_Block], parts: Sequence[Part]
-    ) -> list[_Block]:
-        """Where fewer were found than match, compare the query with all that matches instead."""
-        wanted = min(self.top_k, sum(part.live.live_count for part in parts))
+    def _completed(self, codebook: Codebook, blocks: list[_Block]) -> list[_Block]:
+        """Where fewer were found than match, compare the query with all that matches instead.
+
+        Only of what has not failed: the rest is missing anyway.
+        """
+        wanted = min(self.top_k, count_of(self._parts() or ()))
         found = sum((block.positions >= 0).sum(axis=1) for block in blocks)
         short = np.flatnonzero(np.broadcast_to(found, len(self.queries)) < wanted)
-        if not len(short) or self.failures:
+        if not len(short):
             return blocks
-        rest = _Search(self.targets, self.shard_count, self.queries[short], self.top_k, self.effort)
-        again = [_spread(each, short, len(self.queries)) for each in rest._survivors(codebook)]
-        self.failures |= rest.failures
+        survivors = self._survivors(codebook, self.queries[short])
+        again = [_spread(each, short, len(self.queries)) for each in survivors]
         for block in blocks:
             block.scores[short], block.positions[short] = MISSING_SCORE, -1
         return blocks + again
