@@ -12,16 +12,17 @@ from shoal.internal.v1.shard_pb2 import ShardState
 from shoal.shard.build import EncodedShard, encode, train, verify
 from shoal.shard.build_job import BuildJob
 from shoal.shard.codebook import RecallUnreachableError, train_codebook
-from shoal.shard.codes import Codebook, load_codebook
+from shoal.shard.codes import CoarseAssignment, Codebook, load_codebook
 from shoal.shard.filling import SegmentBuilder
 from shoal.shard.footprint import footprint
 from shoal.shard.held import HeldLayout, HeldShard, LayoutId
+from shoal.shard.kind_lists import CodesInLists, ListSegment
 from shoal.shard.kind_names import KIND_NAMES, KindName, name_of, number_of
 from shoal.shard.kinds import kind_of
 from shoal.shard.load import build_shards
 from shoal.shard.move import Source, assembled, cover
 from shoal.shard.search import Target, search
-from shoal.shard.segment import CodedSegment
+from shoal.shard.segment import CodedSegment, Found, Vectors
 from shoal.shard.shard import Shard
 from shoal.shard.snapshot import SnapshotFolder
 from shoal.shard.tombstones import Live
@@ -160,6 +161,61 @@ def test_positions_are_scored_by_their_wide_codes(corpus: Corpus, codebook: Code
         # Where a number lies in the middle of two codes, either may be taken.
         assert steps.max() <= 1
         assert (steps == 1).mean() <= 0.001
+
+
+class ScarceGpu:
+    """A GPU that looks into so many lists at most, as FAISS's do: it fails beyond."""
+
+    def __init__(self, max_nprobe: int) -> None:
+        self.max_nprobe = max_nprobe
+        self.asked: list[int] = []
+
+    def candidates(
+        self, queries: Vectors, assignment: CoarseAssignment, count: int, live: Live
+    ) -> Found:
+        assert assignment.lists.shape[1] <= self.max_nprobe
+        self.asked.append(assignment.lists.shape[1])
+        shape = (len(queries), count)
+        return np.zeros(shape, np.float32), np.zeros(shape, np.int64)
+
+
+def test_the_processor_answers_what_looks_into_more_lists_than_a_gpu_can(
+    corpus: Corpus, codebook: Codebook
+) -> None:
+    if not codebook.manifest.list_count:
+        return
+    builder = SegmentBuilder(codebook, DIMENSION, 300)
+    builder.add(corpus.vectors(300))
+    segment, queries = builder.finish(), corpus.vectors(3)
+    assert isinstance(segment, ListSegment)
+    gpu = ScarceGpu(max_nprobe=4)
+    placed = replace(segment, gpu=gpu)
+    for nprobe in (4, 5):
+        probe = codebook.assign(queries, nprobe)
+        scores, positions = placed.candidates(queries, probe, 10, Live(300))
+        ours = segment.candidates(queries, probe, 10, Live(300))
+    np.testing.assert_array_equal(scores, ours[0])
+    np.testing.assert_array_equal(positions, ours[1])
+    assert gpu.asked == [4]
+
+
+def test_wide_codes_are_gathered_without_a_look_into_the_lists(codebook: Codebook) -> None:
+    """List by list, what a filter leaves in each of thousands of lists would cost microseconds."""
+    builder = SegmentBuilder(codebook, DIMENSION, 300)
+    vectors = unit(np.random.default_rng(1).standard_normal((300, DIMENSION)))
+    builder.add(vectors)
+    segment = builder.finish()
+    assert isinstance(segment, CodedSegment)
+    wide = segment.wide
+    assert wide[np.empty(0, np.int64)].shape == (0, DIMENSION)
+    assert wide.take(np.empty((2, 0), np.int64), axis=0).shape == (2, 0, DIMENSION)
+    everything = wide[np.arange(300)].copy()
+    if isinstance(wide, CodesInLists):
+        wide._lists = None
+    order = np.random.default_rng(2).permutation(300)
+    np.testing.assert_array_equal(wide[order], everything[order])
+    np.testing.assert_array_equal(wide[5:9], everything[5:9])
+    np.testing.assert_array_equal(wide[np.arange(300) % 7 == 0], everything[::7])
 
 
 @pytest.mark.parametrize("dead_every", [0, 3])

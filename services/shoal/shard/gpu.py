@@ -3,7 +3,7 @@
 The CPU's four-bit codes and their kernels do not exist there. A GPU has memory and bandwidth
 instead: the same lists hold the vectors as fp16, and the same `nprobe` is searched, so that recall
 is no lower than the one that was measured. The CPU keeps the narrow codes (folds work on them) and
-the wide ones.
+the wide ones; it answers what looks into more lists than a GPU can.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from shoal.shard.shard import Main
 from shoal.shard.tombstones import Live
 
 _ADD_ROWS: Final = 65_536
-# FAISS's own limit of results from a GPU.
+# FAISS's own limits of results from a GPU, and of lists that a query looks into there.
 _MAX_RESULTS: Final = 2048
+_MAX_NPROBE: Final = 2048
 
 
 # FAISS's GPU resources, temporary memory above all, are for one thread at a time.
@@ -43,6 +44,8 @@ class NoGpuError(ValueError):
 
 class GpuLists:
     """A segment's inverted lists on a GPU."""
+
+    max_nprobe = _MAX_NPROBE
 
     def __init__(self, codebook: Codebook, wide: NDArray[Any]) -> None:
         """Wide: codes of all vectors, by position. Raises NoGpuError."""

@@ -38,6 +38,9 @@ _LIST_NS: Final = 300.0
 class ListsOnGpu(Protocol):
     """What `shoal.shard.gpu` makes of a segment's lists."""
 
+    # Lists that a query may look into at most.
+    max_nprobe: int
+
     def candidates(
         self, queries: Vectors, assignment: CoarseAssignment, count: int, live: Live
     ) -> Found:
@@ -73,8 +76,9 @@ class ListSegment(CodedSegment):
         """Find candidates of each query by the codes in its lists."""
         assert live.count == self.count
         # A GPU's lists know no bitmaps: of what a filter leaves, they would find too little.
-        if self.gpu is not None and not live.filtered:
-            return self.gpu.candidates(queries, probe, count, live)
+        gpu = None if live.filtered else self.gpu
+        if gpu is not None and probe.lists.shape[1] <= gpu.max_nprobe:
+            return gpu.candidates(queries, probe, count, live)
         scores = np.full((len(queries), count), MISSING_SCORE, dtype=np.float32)
         positions = np.full((len(queries), count), -1, dtype=np.int64)
         if live.live_count:
@@ -305,18 +309,18 @@ class _ListFilling:
 class CodesInLists:
     """Wide codes that are the lists' own, read by position.
 
-    Where each position is, is found out when it is first asked for: eight bytes a vector.
+    Where each position's code lies in memory is found out when it is first asked for, and holds as
+    long as the lists, which never change: eight bytes a vector. Then codes are gathered by their
+    addresses, in one go: list by list, a handful of positions in each of thousands of lists would
+    take microseconds each.
     """
 
     def __init__(self, lists: Any) -> None:
-        """lists: FAISS lists of one byte a number, whose ids are positions."""
+        """lists: filled FAISS lists of one byte a number, whose ids are positions."""
         self._lists = lists
-        self._places: NDArray[np.int64] | None = None
-
-    @property
-    def shape(self) -> tuple[int, int]:
+        self.shape: tuple[int, int] = int(lists.ntotal), int(lists.d)
         """Vectors, and numbers in each."""
-        return int(self._lists.ntotal), int(self._lists.d)
+        self._codes: _Memory | None = None
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -330,37 +334,53 @@ class CodesInLists:
         at = np.asarray(positions)
         if at.dtype == np.bool_:
             at = np.flatnonzero(at)
-        flat = at.reshape(-1)
-        found = np.empty((len(flat), self.shape[1]), dtype=np.uint8)
-        places = self._found_places()[flat]
-        order = np.argsort(places, kind="stable")
-        numbers = places[order] >> 32
-        bounds = np.flatnonzero(np.diff(numbers, prepend=-1))
-        for start, end in zip(bounds, [*bounds[1:], len(order)], strict=True):
-            here = order[start:end]
-            codes = self._codes(int(numbers[start]))
-            found[here] = codes[places[here] & 0xFFFFFFFF]
-        return found.reshape(*at.shape, self.shape[1])
+        shape = (*at.shape, self.shape[1])
+        if at.size == 0:
+            return np.empty(shape, dtype=np.uint8)
+        if self._codes is None:
+            self._codes = _Memory(self._lists, self.shape)
+        return self._codes.take(at.reshape(-1)).reshape(shape)
 
     def take(self, positions: Any, axis: int = 0, out: None = None, mode: str = "clip") -> Any:
         """As an array's: positions that are out of range are clipped."""
         assert (axis, out, mode) == (0, None, "clip")
         return self[np.clip(positions, 0, max(0, self.shape[0] - 1))]
 
-    def _codes(self, number: int) -> NDArray[np.uint8]:
-        inverted, dimension = self._lists.invlists, self.shape[1]
-        size = inverted.list_size(number)
-        codes: NDArray[np.uint8] = faiss.rev_swig_ptr(inverted.get_codes(number), size * dimension)
-        return codes.reshape(size, dimension)
 
-    def _found_places(self) -> NDArray[np.int64]:
-        """List and offset in it of each position, as one number."""
-        if self._places is None:
-            inverted, places = self._lists.invlists, np.empty(self.shape[0], dtype=np.int64)
-            sizes = sizes_of(self._lists)
-            for number in np.flatnonzero(sizes).tolist():
-                size = int(sizes[number])
-                ids = faiss.rev_swig_ptr(inverted.get_ids(number), size)
-                places[ids] = (number << 32) + np.arange(size)
-            self._places = places
-        return self._places
+class _Span:
+    """What NumPy reads an array's place from."""
+
+    __array_interface__: dict[str, Any]
+
+
+class _Memory:
+    """All codes of filled lists, as rows of the memory between the first and the last of them.
+
+    Of that memory only rows that hold a code are looked at: what lies between is not the lists'.
+    """
+
+    def __init__(self, lists: Any, shape: tuple[int, int]) -> None:
+        count, dimension = shape
+        inverted, sizes = lists.invlists, sizes_of(lists)
+        addresses = np.empty(count, dtype=np.int64)
+        for number in np.flatnonzero(sizes).tolist():
+            size = int(sizes[number])
+            ids = faiss.rev_swig_ptr(inverted.get_ids(number), size)
+            codes = faiss.rev_swig_ptr(inverted.get_codes(number), size * dimension)
+            addresses[ids] = codes.ctypes.data + dimension * np.arange(size)
+        first = int(addresses.min())
+        self._rows = addresses - first
+        span = _Span()
+        # A row begins at every byte.
+        span.__array_interface__ = {
+            "version": 3,
+            "data": (first, True),
+            "shape": (int(self._rows.max()) + 1,),
+            "strides": (1,),
+            "typestr": f"|V{dimension}",
+        }
+        self._memory: NDArray[np.void] = np.asarray(span)
+
+    def take(self, positions: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Codes of positions, flat."""
+        return self._memory[self._rows[positions]].view(np.uint8)
