@@ -1,10 +1,14 @@
 """Is the kind that is chosen the one that suits, and does it say why?"""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from shoal.shard.choose import choose_kind
-from shoal.shard.footprint import exact, footprint
+from shoal.shard.footprint import DIRECTORY_BYTES, exact, footprint, postings_bytes
 from shoal.shard.kind_names import KIND_NAMES
+from shoal.shard.load import build_shards
+
+from tests.harness.shard_corpus import Corpus
 
 GIB = 2**30
 
@@ -40,6 +44,17 @@ def test_too_little_memory_is_said():
     choice = choose_kind(10**9, 384, 64 * GIB)
     assert not choice.fits
     assert "no kind fits in 64.0 GiB" in choice.reason
+
+
+def test_a_directory_and_its_postings_take_what_is_reckoned_with(tmp_path):
+    corpus = Corpus(tmp_path)
+    corpus.write({f"document-{at:06}": corpus.document(f"name {at}") for at in range(500)})
+    (main,) = build_shards(corpus.table, None, [0], 1).values()
+    assert main.directory.memory_bytes == pytest.approx(500 * DIRECTORY_BYTES, rel=0.01)
+    held = main.postings
+    each = len(held.positions) / 500, len(held.terms) / 500
+    assert len(held.positions) > 2_000
+    assert held.memory_bytes == pytest.approx(500 * postings_bytes(*each), rel=0.01)
 
 
 @given(count=st.integers(1, 10**10), dimension=st.integers(8, 4096), memory=st.integers(1, 2**50))

@@ -119,7 +119,7 @@ def _print(found: list[Costs], choice: Choice, demand: Demand, measured: Calibra
     say(f"Automatic choice: {choice.kind}, as {choice.reason}.")
     if demand.vectors < _TRAIN_AT_PASSAGES:
         say(f"Below {_TRAIN_AT_PASSAGES:,} passages an index stays with exact search by itself.")
-    for line in _remarks(found, measured):
+    for line in [*_remarks(found, measured), _words(demand)]:
         note(line)
 
 
@@ -147,6 +147,23 @@ def _remarks(found: list[Costs], measured: Calibration) -> list[str]:
             "orders of magnitude."
         )
     return remarks
+
+
+# Different words of a passage: of a line, and of the two kilobytes that are the most.
+_FEW_WORDS: Final = 10
+_MANY_WORDS: Final = 200
+
+
+def _words(demand: Demand) -> str:
+    from shoal.shard.footprint import postings_bytes
+
+    few, many = (postings_bytes(count) for count in (_FEW_WORDS, _MANY_WORDS))
+    copies = demand.vectors * demand.replicas
+    return (
+        "Where passages have text, memory also holds their words, five bytes for each different "
+        f"one of a passage: {_bytes(few * copies)} with {_FEW_WORDS} a passage, "
+        f"{_bytes(many * copies)} with {_MANY_WORDS}, and as much of disk."
+    )
 
 
 def _row(costs: Costs, choice: Choice, demand: Demand) -> tuple[object, ...]:

@@ -1,8 +1,9 @@
 """Which passage is at a position, and where are the passages of a document?
 
-What a shard keeps of each passage beside its vector: about 110 bytes, of which the document's hash
-takes 32 and its id 28. Text, title and metadata stay in the table. A directory that was read from a
-segment's files lies in them, mapped: only what searches touch takes memory.
+What a shard keeps of each passage beside its vector: 103 bytes with an id of 15, of which the
+record takes 68, the id 23 and its hash 12. Text, title and metadata stay in the table; terms are in
+`shoal.shard.postings`. A directory that was read from a segment's files lies in them, mapped: only
+what searches touch takes memory.
 """
 
 from __future__ import annotations

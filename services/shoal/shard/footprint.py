@@ -8,10 +8,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from shoal.shard.directory import RECORD
 from shoal.shard.kind_names import KindName
 
-# What `shoal.shard.directory` holds of a passage: row, spans, hashes, and an id of about 15 bytes.
-DIRECTORY_BYTES: Final = 90.0
+# A document's id, of about 15 bytes, and where it begins.
+_DOCUMENT_ID_BYTES: Final = 15 + 8
+# The id's hash, and the place of the passage among all hashes.
+_HASH_BYTES: Final = 8 + 4
+# What `shoal.shard.directory` holds of a passage; four bytes more where rows are not in the order
+# of their ids, and where it expires.
+DIRECTORY_BYTES: Final = float(RECORD.itemsize + _HASH_BYTES + _DOCUMENT_ID_BYTES)
+# What `shoal.shard.postings` holds of a term in a passage, of each passage, and of each term.
+_POSTING_BYTES: Final = 4 + 1
+_LENGTH_BYTES: Final = 4
+_TERM_BYTES: Final = 4 + 8
 _ID_BYTES: Final = 8
 _FLOAT_BYTES: Final = 4
 # Two numbers beside the bits of a code (FAISS's SignBitFactors).
@@ -51,6 +61,14 @@ def pq_bytes(dimension: int) -> float:
     width = next(width for width in (4, 3, 2, 1) if dimension % width == 0)
     # Sub-quantisers are laid out in pairs.
     return float(-(-(dimension // width) // 2))
+
+
+def postings_bytes(postings: float, terms: float = 0.0) -> float:
+    """Bytes of the words of a passage, where an index has any.
+
+    postings: different terms that it has. terms: of those, what is in no other passage.
+    """
+    return _LENGTH_BYTES + _POSTING_BYTES * postings + _TERM_BYTES * terms
 
 
 def exact(dimension: int) -> Footprint:
