@@ -72,6 +72,7 @@ async def test_drift_is_noticed_mended_and_said_and_forgotten_when_it_is_over(
             assert (state.search_effort, state.message) == (1.0, "")
             assert state.recall > TARGET
             assert 50 <= state.recall_query_count <= 256
+            assert state.recall_neighbour_count >= state.recall_query_count
 
         strangers = {
             f"x-{at}": Stored("", [f"x-{at}"], {}, row[None])
@@ -168,9 +169,8 @@ async def test_an_index_says_its_live_recall_and_the_cluster_its_drift(tmp_path:
         assert found.index.search_effort == 1
         known = [each for each in found.shards if each.HasField("recall")]
         assert len(known) == 2
-        counts = [each.recall_queries for each in known]
-        pooled = np.average([each.recall for each in known], weights=counts)
-        assert abs(found.index.live_recall - pooled) < 1e-9
+        low, high = sorted(each.recall for each in known)
+        assert low - 1e-9 <= found.index.live_recall <= high + 1e-9
 
         await fill(client, "docs", elsewhere(2500, DIMENSION), first=900)
         strange = elsewhere(4000, DIMENSION, seed=10)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from shoal.broker.budget import RESERVE_S, Budget, RerankCost
 from shoal.broker.coverage import coverage_of, cut, shards_text
 from shoal.broker.hedge import BURST, HedgeBudget
+from shoal.broker.indexes_server import _live_recall
 from shoal.broker.merge import merge
 from shoal.broker.replicas import LONGEST_REST_S, Chooser, Health
 from shoal.internal.v1.shard_pb2 import CandidateList, ShardState
@@ -91,6 +92,14 @@ def test_a_missing_shard_counts_with_what_it_was_last_known_to_hold(
     assert not part.complete
     assert (part.shards_searched, part.shards_total) == (1, 2)
     assert (part.passages_searched, part.passages_total) == (10, 17)
+
+
+def test_live_recall_weighs_shards_by_the_neighbours_that_were_wanted_of_them() -> None:
+    few = ShardState(ready=True, recall=1.0, recall_query_count=90, recall_neighbour_count=100)
+    many = ShardState(ready=True, recall=0.5, recall_query_count=100, recall_neighbour_count=900)
+    away = ShardState(recall=0.1, recall_query_count=100, recall_neighbour_count=900)
+    assert _live_recall([few, many, away, ShardState(ready=True)]) == pytest.approx(0.55)
+    assert _live_recall([ShardState(ready=True)]) is None
 
 
 def test_shards_are_named() -> None:

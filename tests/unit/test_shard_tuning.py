@@ -144,8 +144,8 @@ def test_recall_is_counted_by_shard_and_over_all():
     assert (estimate.mean, estimate.query_count) == (pytest.approx((0.8 + 0.9 + 0.9) / 3), 3)
     shards = outcome.by_shard([2, 5, 7])
     assert shards.keys() == {2, 5}
-    assert shards[2] == (pytest.approx(18 / 19), 3)
-    assert shards[5] == (pytest.approx(8 / 11), 2)
+    assert shards[2] == (pytest.approx(18 / 19), 3, 19)
+    assert shards[5] == (pytest.approx(8 / 11), 2, 11)
     assert Outcome(expected * 0, found * 0).estimate() is None
 
 

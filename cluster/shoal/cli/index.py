@@ -249,7 +249,10 @@ def _live_line(index: Index, found: DescribeIndexResponse) -> str:
     if not index.HasField("live_recall"):
         return f"too few live queries to tell their recall; {effort}"
     count = max(each.recall_queries for each in found.shards)
-    return f"recall of the last {count} live queries {index.live_recall:.3f}; {effort}"
+    return (
+        f"recall of the last {count} live queries without a filter {index.live_recall:.3f}; "
+        f"{effort}"
+    )
 
 
 @app.command()

@@ -292,12 +292,12 @@ def _common_kind(kinds: set[SearchKind.ValueType]) -> SearchKind.ValueType:
 
 
 def _live_recall(states: Iterable[ShardState]) -> float | None:
-    """Recall over all replicas of all shards, by the queries that each was measured with."""
+    """Recall over all replicas of all shards, by the neighbours that were wanted of each."""
     known = [each for each in states if each.ready and each.HasField("recall")]
-    count = sum(each.recall_query_count for each in known)
+    count = sum(each.recall_neighbour_count for each in known)
     if not count:
         return None
-    return sum(each.recall * each.recall_query_count for each in known) / count
+    return sum(each.recall * each.recall_neighbour_count for each in known) / count
 
 
 def _replica(server: str, shard: int, state: ShardState | None) -> ShardReplica:

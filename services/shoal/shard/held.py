@@ -154,6 +154,6 @@ def _add_live(state: ShardState, live: LiveRecall) -> None:
     state.search_effort = live.effort
     known = live.shards.get(state.shard)
     if known is not None:
-        state.recall, state.recall_query_count = known
+        state.recall, state.recall_query_count, state.recall_neighbour_count = known
     if live.alert:
         state.message = f"{state.message}; {live.alert}" if state.message else live.alert

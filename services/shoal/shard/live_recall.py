@@ -117,6 +117,8 @@ class ShardRecall(NamedTuple):
     recall: float
     # Queries that had a true neighbour in it.
     query_count: int
+    # True neighbours in it, of all queries.
+    neighbour_count: int
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ class Outcome:
         wanted, found = self.expected.sum(axis=0), self.found.sum(axis=0)
         counts = (self.expected > 0).sum(axis=0)
         return {
-            number: ShardRecall(float(found[at] / wanted[at]), int(counts[at]))
+            number: ShardRecall(float(found[at] / wanted[at]), int(counts[at]), int(wanted[at]))
             for at, number in enumerate(numbers)
             if wanted[at]
         }
