@@ -95,25 +95,23 @@ def test_it_finds_what_exact_search_finds(corpus: Corpus, codebook: Codebook) ->
 def test_effort_changes_what_a_graph_returns(tmp_path: Path) -> None:
     # Neighbours that lie in every direction, so that the cheapest walk does not find them all.
     hard = Corpus(tmp_path, dimension=DIMENSION, seed=4)
-    hard.fill(700)
+    hard.fill(3_000)
     for stored in hard.present.values():
         stored.vectors = unit(hard.random.standard_normal(stored.vectors.shape))
     hard.write(dict(hard.present))
     train_codebook(hard.uri, tmp_path / "codebook", kind="hnsw", recall_target=0.8, threads=1)
     codebook = load_codebook(tmp_path / "codebook", DIMENSION)
-    shards = shards_of(hard, codebook)
-    targets = [Target(at, shard.view) for at, shard in enumerate(shards)]
+    (shard,) = shards_of(hard, codebook, 1)
     queries = unit(hard.random.standard_normal((200, DIMENSION)))
     for point in codebook.manifest.operating_points:
         assert point.ef_search >= point.top_k
 
         def rows(effort: float, top_k: int = point.top_k) -> np.ndarray:
-            ranking, _ = search(
-                targets, codebook, queries, top_k, shard_count=SHARDS, effort=effort
-            )
+            target = Target(0, shard.view)
+            ranking, _ = search([target], codebook, queries, top_k, shard_count=1, effort=effort)
             return ranking.row_ids
 
-        exact = found(shards_of(hard, None), None, queries, point.top_k).row_ids
+        exact = found(shards_of(hard, None, 1), None, queries, point.top_k).row_ids
         assert recall(rows(2.0), exact) > recall(rows(1.0), exact)
 
 
@@ -180,13 +178,14 @@ class ScarceGpu:
 
 
 def test_the_processor_answers_what_looks_into_more_lists_than_a_gpu_can(
-    corpus: Corpus, codebook: Codebook
+    codebook: Codebook,
 ) -> None:
     if not codebook.manifest.list_count:
         return
     builder = SegmentBuilder(codebook, DIMENSION, 300)
-    builder.add(corpus.vectors(300))
-    segment, queries = builder.finish(), corpus.vectors(3)
+    vectors = unit(np.random.default_rng(1).standard_normal((300, DIMENSION)))
+    builder.add(vectors)
+    segment, queries = builder.finish(), vectors[:3]
     assert isinstance(segment, ListSegment)
     gpu = ScarceGpu(max_nprobe=4)
     placed = replace(segment, gpu=gpu)
