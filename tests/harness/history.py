@@ -6,6 +6,7 @@ was answered from. `violations` says which reads are wrong:
 
 - a state that nobody had begun to write before the read ended;
 - a state that was replaced or deleted at the version that was asked for, or answered from;
+- a state that had expired before the read began;
 - the absence of a state that the read had to find, and that was the only possible one.
 
 It knows nothing of documents and clusters: a key is an id, and a state is whatever tells two states
@@ -21,6 +22,8 @@ from pathlib import Path
 
 State = Hashable
 ABSENT: State = None
+# What two clocks of one machine may differ by when times are converted.
+_SLACK_S = 0.01
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class Write:
     version: int | None
     # Place in its request: of two writes of one key in one request the later one wins.
     place: int = 0
+    # From when on its state is absent without another write.
+    expires_s: float = float("inf")
 
     def follows(self, other: Write) -> bool:
         """True if it takes effect after another one, whatever happened in between."""
@@ -86,7 +91,11 @@ class History:
         in_effect = [
             each for each in begun if each.version is not None and each.version <= read.version
         ]
-        return {each.state for each in begun if not any(later.follows(each) for later in in_effect)}
+        last = [each for each in begun if not any(later.follows(each) for later in in_effect)]
+        return {
+            *(each.state for each in last if read.start_s < each.expires_s + _SLACK_S),
+            *(ABSENT for each in last if read.end_s > each.expires_s - _SLACK_S),
+        }
 
     def violations(self) -> list[str]:
         """What is wrong, a sentence each. Empty if every read is right."""

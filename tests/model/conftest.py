@@ -2,4 +2,9 @@
 
 import pytest
 
-pytest.register_assert_rewrite("tests.model.oracle", "tests.model.traffic", "tests.model.world")
+pytest.register_assert_rewrite(
+    *(
+        f"tests.model.{each}"
+        for each in ("copies", "oracle", "retention", "searches", "traffic", "world")
+    )
+)

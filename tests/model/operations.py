@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from typing import ClassVar, Final, Protocol
 
 from hypothesis import strategies as st
+from shoal.shard.kind_names import KIND_NAMES, KindName
 
+from tests.model.copies import copy
+from tests.model.retention import clean, expire, purge
 from tests.model.world import POOL, World
 
 _IDS: Final = st.lists(st.sampled_from(POOL), min_size=1, max_size=12)
@@ -70,12 +73,13 @@ class Delete(_Harmless):
 
 @dataclass(frozen=True)
 class Build(_Harmless):
-    """Build a version, and perhaps promote it."""
+    """Build a version of some kind, and perhaps promote it."""
 
+    kind: KindName
     promote: bool
 
     async def do(self, world: World) -> None:
-        await world.build(promote=self.promote)
+        await world.build(self.kind, promote=self.promote)
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ class DropVersion(_Harmless):
 
     async def do(self, world: World) -> None:
         if world.versions:
-            await world.drop_version(world.versions[self.number % len(world.versions)])
+            await world.drop_version(list(world.versions)[self.number % len(world.versions)])
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,47 @@ class Restart:
         await world.restart(self.instance, self.signal)
 
 
+@dataclass(frozen=True)
+class Expire(_Harmless):
+    """Write documents that expire in a moment, and others that have; wait until all have."""
+
+    ids: list[str]
+    past: list[str]
+    number: int
+
+    async def do(self, world: World) -> None:
+        await expire(world, self.ids, self.past, self.number)
+
+
+@dataclass(frozen=True)
+class Purge(_Harmless):
+    """Take documents out of storage, of which some are not there."""
+
+    ids: list[str]
+
+    async def do(self, world: World) -> None:
+        await purge(world, self.ids)
+
+
+@dataclass(frozen=True)
+class Clean(_Harmless):
+    """Clean the index, which removes rows, tombstones and versions."""
+
+    async def do(self, world: World) -> None:
+        await clean(world)
+
+
+@dataclass(frozen=True)
+class Copy(_Harmless):
+    """Take a snapshot, and make another index of it, on some number of shards."""
+
+    shards: int
+    number: int
+
+    async def do(self, world: World) -> None:
+        await copy(world, self.shards, self.number)
+
+
 # What stands here twice is drawn twice as often.
 OPERATIONS: Final[st.SearchStrategy[Operation]] = st.one_of(
     st.builds(Upsert, _IDS, _NUMBERS),
@@ -138,7 +183,11 @@ OPERATIONS: Final[st.SearchStrategy[Operation]] = st.one_of(
     st.builds(Delete, _IDS),
     st.builds(Delete, _IDS),
     st.builds(UpsertOneByOne, _MANY_IDS, _NUMBERS),
-    st.builds(Build, st.booleans()),
+    st.builds(Expire, _IDS, _IDS, _NUMBERS),
+    st.builds(Purge, _IDS),
+    st.builds(Clean),
+    st.builds(Copy, st.integers(1, 4), _NUMBERS),
+    st.builds(Build, st.sampled_from(KIND_NAMES), st.booleans()),
     st.builds(Promote, _NUMBERS),
     st.builds(RollBack),
     st.builds(RollBack),

@@ -1,14 +1,17 @@
 """Does a living index return what it should, whatever is done to it, and in whatever order?
 
 A hypothesis state machine over the real services: broker, controller, Redis, and shard servers and
-a writer in processes of their own, which are ended by SIGTERM and SIGKILL. It writes, deletes,
-builds, promotes, rolls back, drops, divides and restarts through the public client, with or without
-other writers and readers beside it. After every step all that the client can see is compared with a
-dictionary and exact search (tests/model/oracle.py), and what the others saw with the history of
-what was written (tests/harness/history.py).
+a writer in processes of their own, which are ended by SIGTERM and SIGKILL. It writes, deletes, lets
+expire, purges, cleans, builds versions of all kinds, promotes, rolls back, drops, divides, restores
+from a snapshot and restarts through the public client, with or without other writers and readers
+beside it. After every step all that the client can see is compared with a dictionary and exact
+search (tests/model/oracle.py), under filters too (conditions.py), and what the others saw with the
+history of what was written (tests/harness/history.py).
 
     deleted never        what was deleted or replaced at a version is not returned at that version
     acknowledged always  what was acknowledged is read, counted, and found by its own vector
+    filter always        what is found under a filter matches it; if few match, they are all found
+    expired never        what has expired is in no answer, be it a cached one
 
 The cluster outlives the examples; each has an index of its own. No run is timed like another, so
 that the steps are drawn from the seed alone, and never from what an operation gave.
@@ -118,6 +121,9 @@ class Living:
                     "passage_tokens": 16,
                     "clean_interval_s": 1.0,
                     "keep_versions_s": 5.0,
+                    # Stored segments may be older than what the table remembers.
+                    "keep_tombstones_s": 5.0,
+                    "keep_index_versions": 1,
                 },
             )
         )

@@ -6,13 +6,17 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from shoal.client import AsyncClient, ShoalError
+from shoal.v1.documents_pb2 import PurgeDocumentsResponse
 
+from tests.harness.controlled import until
 from tests.harness.history import ABSENT, History, Read, State, Write
+from tests.model.conditions import some
 from tests.model.oracle import Author, Oracle, Stored, check_answer, states_of
 
 # Ids that each writer has for itself. Those of the second change all the time: also while a fold,
@@ -24,6 +28,11 @@ READERS: Final = 2
 LEAST: Final = 8
 # Enough for what is looked for to be found, although its code is coarse.
 TOP_K: Final = 40
+# What expires within this time does so before the next check; of the rest no example sees the end.
+SOON: Final = timedelta(seconds=30)
+# How long documents live that writers give an end.
+BRIEFLY: Final = timedelta(seconds=0.3)
+_NEVER: Final = float("inf")
 
 
 class Ledger:
@@ -41,7 +50,7 @@ class Ledger:
         start_s = time.monotonic()
         summary = await self.client.upsert(self.index, [each.fields() for each in documents])
         assert (summary.acknowledged, summary.failures) == (len(documents), ())
-        states = [(each.id, each.content_hash) for each in documents]
+        states = [(each.id, each.content_hash, _monotonic_s(each)) for each in documents]
         self._note(states, start_s, summary.table_version)
         self.oracle.wrote(documents, summary.table_version)
 
@@ -55,17 +64,40 @@ class Ledger:
             except ShoalError:
                 if not patient:
                     raise
-        self._note([(each, ABSENT) for each in ids], start_s, version)
+        self._note([(each, ABSENT, _NEVER) for each in ids], start_s, version)
         self.oracle.deleted(ids, version)
 
-    def _note(self, states: list[tuple[str, State]], start_s: float, version: int) -> None:
+    async def purge(self, ids: Sequence[str]) -> PurgeDocumentsResponse:
+        """Purge documents, whether they are there or not."""
+        start_s = time.monotonic()
+        purged = await self.client.purge(self.index, ids)
+        self._note([(each, ABSENT, _NEVER) for each in ids], start_s, purged.table_version)
+        self.oracle.deleted(ids, purged.table_version)
+        return purged
+
+    async def outlive(self) -> list[str]:
+        """Wait until all that expires soon has expired, and drop it; return its ids."""
+        ends = [each.expires_at for each in self.oracle.present.values() if each.expires_at]
+        soon = [each for each in ends if each < datetime.now(UTC) + SOON]
+        last = max(soon, default=datetime.now(UTC))
+        await until(lambda: datetime.now(UTC) >= last)
+        return self.oracle.expire(datetime.now(UTC))
+
+    def _note(self, states: list[tuple[str, State, float]], start_s: float, version: int) -> None:
         end_s = time.monotonic()
         self.history.write(
             *(
-                Write(key, state, start_s, end_s, version, place)
-                for place, (key, state) in enumerate(states)
+                Write(key, state, start_s, end_s, version, place, expires_s)
+                for place, (key, state, expires_s) in enumerate(states)
             )
         )
+
+
+def _monotonic_s(stored: Stored) -> float:
+    """When it expires, on the clock of the history."""
+    if stored.expires_at is None:
+        return _NEVER
+    return time.monotonic() + (stored.expires_at - datetime.now(UTC)).total_seconds()
 
 
 class Traffic:
@@ -100,7 +132,14 @@ class Traffic:
                 await self._ledger.delete(chosen, patient=self._may_fail)
             else:
                 author = self._ledger.author
-                await self._ledger.upsert([author.document(each, random) for each in chosen])
+                ends = [random.random() < 0.2 for _ in chosen]
+                soon = datetime.now(UTC) + BRIEFLY
+                await self._ledger.upsert(
+                    [
+                        author.document(each, random, soon if brief else None)
+                        for each, brief in zip(chosen, ends, strict=True)
+                    ]
+                )
 
     async def _read(self, number: int) -> None:
         random = np.random.default_rng([self._seed, WRITERS + number])
@@ -126,19 +165,25 @@ class Traffic:
         self._ledger.history.read(Read(start_s, time.monotonic(), version, seen, name="get"))
 
     async def _search(self, random: np.random.Generator) -> None:
-        """Look for a document by its own vector: whatever else is found, it must be."""
+        """Look for a document by its own vector: whatever else is found, it must be.
+
+        Half of the time under a filter, if it matches that.
+        """
         wanted, query = self._something(random)
+        (condition,) = some(random, 1) if random.random() < 0.5 else [None]
+        must = condition is None or condition.matches(wanted.metadata)
         version, start_s = self._ledger.oracle.table_version, time.monotonic()
         answer = await self._client.search(
             self._index,
             query,
             top_k=TOP_K,
+            filter=condition.text if condition else "",
             min_table_version=version,
             explain=True,
             bypass_cache=random.random() < 0.5,
         )
         assert answer.table_version >= version
-        check_answer(answer, query, self._ledger.author)
+        check_answer(answer, query, self._ledger.author, condition)
         complete = answer.coverage.complete
         assert complete or self._may_fail, answer.coverage
         self._ledger.history.read(
@@ -147,8 +192,8 @@ class Traffic:
                 time.monotonic(),
                 answer.table_version,
                 states_of(answer.hits),
-                {wanted.id: wanted.content_hash} if complete else {},
-                name="search",
+                {wanted.id: wanted.content_hash} if complete and must else {},
+                name=f"search for {condition.text}" if condition else "search",
             )
         )
 

@@ -9,17 +9,20 @@ from __future__ import annotations
 import itertools
 import signal
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pytest
 from shoal.client import AsyncClient, FailedPreconditionError
+from shoal.shard.kind_names import KindName, number_of
 from shoal.v1.indexes_pb2 import DescribeIndexResponse, IndexVersionState
 from shoal.v1.search_pb2 import SearchKind
 
 from tests.harness.controlled import Controlled, ended, until
 from tests.harness.processes import Processes
-from tests.model.oracle import DIMENSION, check_answer
+from tests.model.conditions import FIELDS, some
+from tests.model.oracle import DIMENSION
+from tests.model.searches import FEW_HITS, Searches, Shape
 from tests.model.traffic import IDS, TOP_K, Ledger, Traffic
 
 if TYPE_CHECKING:
@@ -34,9 +37,6 @@ WATCHED: Final = [
     *(f"b{at}" for at in range(50, BASE, 40)),
     *itertools.chain(*IDS),
 ]
-MOST_HITS: Final = 1000
-# Part of the nearest passages that searches by codes must find in an example: builds promise 0.95.
-RECALL_FLOOR: Final = 0.9
 _NAMES: Final = itertools.count()
 
 
@@ -51,19 +51,23 @@ class World:
         self.ledger = Ledger(client, self.name)
         self.author, self.oracle = self.ledger.author, self.ledger.oracle
         self.random = np.random.default_rng(0)
-        self.queries = [self.author.query(self.random) for _ in range(3)]
+        # Questions that are asked again and again: the same vector with several filters.
+        queries = [self.author.query(self.random) for _ in range(2)]
+        filters = [None, *some(self.random, 2)]
+        self.questions = [(query, condition) for query in queries for condition in filters]
+        self.searches = Searches(client, self.name, self.oracle)
         self.shards, self.replicas = 2, 2
         # As the catalogue should have them.
-        self.versions: list[int] = []
+        self.versions: dict[int, KindName] = {}
         self.last_version = 0
         self.promoted, self.previous = 0, None
-        # Neighbours found, and neighbours, in searches by codes.
-        self.found = self.wanted = 0
         self.changed: Sequence[str] = ()
+        # Whether something has expired since the last check: no table version says so.
+        self.has_expired = False
 
     async def begin(self) -> None:
         """Make the index, with the documents that are there from the start."""
-        await self.client.create_index(self.name, dimension=DIMENSION)
+        await self.client.create_index(self.name, dimension=DIMENSION, fields=FIELDS)
         await self.upsert([f"b{at}" for at in range(BASE)], seed=0)
 
     async def end(self) -> None:
@@ -91,15 +95,17 @@ class World:
 
     # Versions.
 
-    async def build(self, *, promote: bool) -> None:
+    async def build(self, kind: KindName, *, promote: bool) -> None:
         """Build a version, and wait for it."""
-        begun = await self.client.build_index_version(self.name, promote=promote)
+        begun = await self.client.build_index_version(
+            self.name, promote=promote, kind=number_of(kind)
+        )
         self.last_version += 1
         assert begun.number == self.last_version
         version = await ended(self.client, self.name, begun.number)
         assert version.state == IndexVersionState.INDEX_VERSION_STATE_READY, version.message
         assert version.shard_count == self.shards
-        self.versions.append(begun.number)
+        self.versions[begun.number] = kind
         if promote:
             self._promoted(begun.number)
             await until(self._serves)
@@ -136,7 +142,7 @@ class World:
             assert refused.value.reason == "VERSION_SERVES"
             return
         await self.client.drop_index_version(self.name, number)
-        self.versions.remove(number)
+        del self.versions[number]
         self.previous = None if self.previous == number else self.previous
 
     # The cluster.
@@ -187,11 +193,17 @@ class World:
             self.changed = [each for each in self.ledger.history.writes if each.startswith("t")]
             assert self.ledger.history.violations() == []
             self.ledger.history.reads.clear()
+        await self.outlive()
         await self.check()
+
+    async def outlive(self) -> None:
+        """Wait until what expires soon has expired."""
+        self.has_expired |= bool(await self.ledger.outlive())
 
     def check_recall(self) -> None:
         """Searches by codes have found about what builds promise."""
-        assert self.found >= RECALL_FLOOR * self.wanted, f"{self.found} of {self.wanted}"
+        self.searches.whole.check("without a filter")
+        self.searches.filtered.check("with filters")
 
     # What must hold after every operation.
 
@@ -203,7 +215,12 @@ class World:
         await self._check_counts()
         await self._check_versions()
         await self._check_cached()
-        self.changed = ()
+        self.changed, self.has_expired = (), False
+
+    @property
+    def shape(self) -> Shape:
+        """What of it is no document."""
+        return Shape(self.promoted, self.shards)
 
     async def _check_documents(self) -> None:
         wanted = sorted({*WATCHED, *self.oracle.unread})
@@ -219,41 +236,24 @@ class World:
             self.oracle.check_document(each)
 
     async def _check_searches(self) -> None:
-        for top_k in (10, MOST_HITS):
-            await self._check_search(self.author.query(self.random), top_k)
+        ask, query = self.searches.ask, self.author.query(self.random)
+        await self.searches.near_and_far(query, self.shape)
+        await self.searches.with_filters(query, self.random, self.shape)
         changed = [self.oracle.present.get(each) for each in self.random.permutation(self.changed)]
         for stored in [each for each in changed if each and each.vector is not None][:8]:
-            hits = await self._check_search(stored.vector, TOP_K)
-            assert stored.id in hits, f"{stored.id} was written, and is not found by its own vector"
-
-    async def _check_search(self, query: Any, top_k: int) -> set[str]:
-        answer = await self.client.search(
-            self.name,
-            query,
-            top_k=top_k,
-            min_table_version=self.oracle.table_version,
-            explain=True,
-            bypass_cache=True,
-        )
-        assert answer.coverage.complete, answer.coverage
-        assert answer.table_version >= self.oracle.table_version
-        self._check_answer(answer, query, top_k)
-        return {hit.document_id for hit in answer.hits}
-
-    def _check_answer(self, answer: Any, query: Any, top_k: int) -> None:
-        assert answer.coverage.shards_total == self.shards
-        assert answer.coverage.passages_total == self.oracle.passage_count
-        assert answer.explanation.index_version == self.promoted
-        check_answer(answer, query, self.author)
-        self.oracle.check_present(answer)
-        if self.promoted == 0:
-            self.oracle.check_exact(answer, query, top_k)
-        elif top_k == 10:
-            found, wanted = self.oracle.recall(answer, query, top_k)
-            self.found, self.wanted = self.found + found, self.wanted + wanted
+            (condition,) = some(self.random, 1)
+            for each in (None, condition):
+                hits = await ask(stored.vector, TOP_K, self.shape, each)
+                if each is None or each.matches(stored.metadata):
+                    assert stored.id in hits, (
+                        f"{stored.id} was written, and not found by its vector"
+                    )
 
     async def _described(self) -> DescribeIndexResponse:
-        """The index, once the broker has heard of the last operation from every replica."""
+        """The index, once the broker has heard of the last operation from every replica.
+
+        And of what has expired since: that has no table version, so that the count says it.
+        """
 
         async def look() -> DescribeIndexResponse | None:
             described = await self.client.describe_index(self.name)
@@ -261,6 +261,8 @@ class World:
                 each.ready and each.table_version >= self.oracle.table_version
                 for each in described.shards
             )
+            if self.has_expired:
+                up = up and described.index.document_count == len(self.oracle.present)
             return described if up else None
 
         described: DescribeIndexResponse = await until(look)
@@ -270,8 +272,8 @@ class World:
         described = await self._described()
         index = described.index
         assert index.index_version == self.promoted
-        coded = SearchKind.SEARCH_KIND_IVF_PQ if self.promoted else SearchKind.SEARCH_KIND_EXACT
-        assert index.kind == coded
+        exact = SearchKind.SEARCH_KIND_EXACT
+        assert index.kind == (number_of(self.versions[self.promoted]) if self.promoted else exact)
         assert (index.shard_count, len(described.shards)) == (
             self.shards,
             self.shards * self.replicas,
@@ -281,7 +283,7 @@ class World:
 
     async def _check_versions(self) -> None:
         listed = await self.client.index_versions(self.name)
-        assert [each.number for each in listed.versions] == self.versions
+        assert [each.number for each in listed.versions] == list(self.versions)
         assert (listed.promoted_version, listed.serving_version) == (self.promoted,) * 2
         previous = listed.previous_version if listed.HasField("previous_version") else None
         assert previous == self.previous
@@ -289,10 +291,7 @@ class World:
     async def _check_cached(self) -> None:
         """The same few questions, which the cache may answer: never from an older version.
 
-        Every replica has reached the last one.
+        Nor for another filter.
         """
-        for query in self.queries:
-            answer = await self.client.search(self.name, query, explain=True)
-            assert answer.table_version >= self.oracle.table_version, "an old answer was cached"
-            assert answer.coverage.complete, answer.coverage
-            self._check_answer(answer, query, 10)
+        for query, condition in self.questions:
+            await self.searches.ask(query, FEW_HITS, self.shape, condition, cached=True)

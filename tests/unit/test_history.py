@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ def problems(writes, read):
 
 FIRST, SECOND = write("one", 1, 2, 10), write("two", 5, 6, 20)
 DELETED = write(ABSENT, 5, 6, 20)
+EXPIRING = Write("a", "one", 1, 2, 10, expires_s=5)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +51,13 @@ DELETED = write(ABSENT, 5, 6, 20)
         ([FIRST, write("two", 1, 3, 11)], Read(9, 9, 11, {"a": "one"})),
         ([FIRST, write("two", 1, 3, 11)], Read(9, 9, 11, {"a": "two"})),
         ([FIRST, write("two", 1, 2, 10, place=1)], Read(9, 9, 10, {"a": "two"})),
+        # It expires before, while and after it is read.
+        ([EXPIRING], Read(6, 7, 10, {"a": ABSENT})),
+        ([EXPIRING], Read(4, 6, 10, {"a": ABSENT})),
+        ([EXPIRING], Read(4, 6, 10, {}, {"a": "one"})),
+        ([EXPIRING], Read(4, 6, 10, {"a": "one"})),
+        ([EXPIRING], Read(3, 4, 10, {"a": "one"}, {"a": "one"})),
+        ([EXPIRING, write("two", 3, 4, 20)], Read(6, 7, 20, {"a": "two"}, {"a": "two"})),
     ],
 )
 def test_right_reads(writes, read):
@@ -65,6 +74,13 @@ def test_right_reads(writes, read):
         ([FIRST, DELETED], Read(7, 8, 20, {"a": "one"}), "seen as one, not None"),
         ([FIRST, SECOND], Read(7, 8, 20, {"a": "one"}), "seen as one, not two"),
         ([FIRST, SECOND], Read(7, 8, 20, {"b": "one"}), "b was seen as one, not None"),
+        ([EXPIRING], Read(6, 7, 10, {"a": "one"}), "seen as one, not None"),
+        ([EXPIRING], Read(3, 4, 10, {"a": ABSENT}), "seen as None, not one"),
+        (
+            [FIRST, replace(EXPIRING, start_s=3, end_s=4, version=20)],
+            Read(6, 7, 20, {"a": "one"}),
+            "not None",
+        ),
         (
             [FIRST, write("two", 1, 2, 10, place=1)],
             Read(9, 9, 10, {"a": "one"}),
