@@ -239,7 +239,7 @@ async def test_a_damaged_file_is_named_and_nothing_is_left(
     async with controlled(tmp_path / "home") as (_, client):
         await _built(client)
         await client.snapshot_index("docs", str(kept))
-        victim = max(path for path in (kept / part).rglob("*") if path.is_file())
+        victim = max(path for path in kept.glob(f"*/{part}/**/*") if path.is_file())
         content = victim.read_bytes()
         middle = len(content) // 2
         if damage == "altered":

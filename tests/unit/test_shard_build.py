@@ -11,19 +11,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from shoal.shard import build
 from shoal.shard.build import EncodedShard, VerificationError, encode, explain, train, verify
 from shoal.shard.build_job import BuildJob, StepProgress
 from shoal.shard.codes import load_codebook
 from shoal.shard.held import HeldLayout, LayoutId
 from shoal.shard.held_out import HeldOut, Neighbours
 from shoal.shard.published import Published
+from shoal.table.errors import TableNotFoundError
 from shoal.table.manifest import (
+    HELD_OUT,
     ManifestState,
     check_files,
     codebook_folder,
     read_manifest,
     segment_folder,
 )
+from shoal.table.reading import ATTEMPTS, read_whole
+from shoal.table.table import PassageTable
 
 from tests.harness.shard_corpus import UID, Corpus, unit
 
@@ -64,6 +69,8 @@ def built(
     for shard in range(SHARDS):
         encode(job, shard)
     encoded = [EncodedShard.load(Path(job.folder), shard) for shard in range(SHARDS)]
+    # It is removed as the version is published, and needed to verify it again.
+    shutil.copy(codebook_folder(Path(job.folder)) / HELD_OUT, Path(job.folder).parent)
     verify(job)
     return job, encoded
 
@@ -75,6 +82,7 @@ def copied(
     """The version again, to be damaged."""
     job, encoded = built
     shutil.copytree(job.folder, tmp_path / "3")
+    shutil.copy(Path(job.folder).parent / HELD_OUT, codebook_folder(tmp_path / "3"))
     for each in encoded:
         each.save(tmp_path / "3")
     return replace(job, folder=str(tmp_path / "3")), encoded
@@ -108,6 +116,75 @@ def test_the_manifest_says_what_was_built(
     assert manifest.size_bytes == sum(path.stat().st_size for path in listed) - (
         (folder / "manifest.json").stat().st_size
     )
+
+
+def test_vectors_that_a_version_was_measured_with_go_as_it_is_published(
+    built: tuple[BuildJob, list[EncodedShard]],
+) -> None:
+    """They are passages', which may be purged while the version is built."""
+    folder = Path(built[0].folder)
+    assert (folder.parent / HELD_OUT).exists()
+    assert list(folder.rglob(HELD_OUT)) == []
+    assert HELD_OUT not in {Path(each.name).name for each in read_manifest(folder).codebook}
+
+
+@pytest.mark.parametrize("reader", ["train", "build_shards", "_count_present"])
+def test_a_build_survives_purges_under_any_of_its_readings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader: str
+) -> None:
+    """Each purge takes the version away that the step reads, and changes how many there are."""
+    corpus = Corpus(tmp_path)
+    corpus.fill(700)
+    writer = PassageTable.open(corpus.uri)
+    purges = 0
+
+    def purge(*_: object) -> None:
+        nonlocal purges
+        if purges < 3:
+            writer.refresh()
+            writer.remove(np.array([next(iter(writer.scan(["sequence"])))["sequence"][0].as_py()]))
+            writer.rewrite(0.0)
+            writer.drop_history()
+            purges += 1
+
+    scan = PassageTable.scan
+
+    def scanned(table: PassageTable, *arguments: object, **options: object) -> object:
+        if table is not writer:
+            purge()
+        return scan(table, *arguments, **options)  # type: ignore[arg-type]
+
+    job = job_of(corpus, tmp_path / "3")
+    if reader == "train":
+        monkeypatch.setattr(PassageTable, "scan", scanned)
+        train(job)
+    else:
+        train(job)
+        original = getattr(build, reader)
+
+        def purged(*arguments: object, **options: object) -> object:
+            purge()
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(build, reader, purged)
+    for shard in range(SHARDS):
+        encode(job, shard)
+    monkeypatch.undo()
+    assert purges == 3
+    writer.refresh()
+    assert verify(job).passage_count >= corpus.passage_count - 9
+
+
+def test_a_reading_that_loses_its_version_again_and_again_gives_up(corpus: Corpus) -> None:
+    tries = []
+
+    def lost() -> None:
+        tries.append(1)
+        raise TableNotFoundError(corpus.uri)
+
+    with pytest.raises(TableNotFoundError):
+        read_whole(PassageTable.open(corpus.uri), lost)
+    assert len(tries) == ATTEMPTS
 
 
 def test_a_replica_loads_what_was_published(

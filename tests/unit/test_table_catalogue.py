@@ -230,3 +230,16 @@ def test_a_catalogue_of_the_release_before_lists_the_version_that_serves(root, c
     assert (entry.index_version, entry.last_version) == (1, 1)
     assert [(each.number, each.state) for each in entry.versions] == [(1, "ready")]
     again.close()
+
+
+def test_a_catalogue_that_says_more_than_is_known_is_refused_by_its_name(root, catalogue):
+    create(catalogue)
+    catalogue.close()
+    path = root / "catalogue.json"
+    body = json.loads(path.read_text())
+    del body["sha256"]
+    body["entries"][0]["from"] = "the future"
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps({"sha256": digest, **body}))
+    with pytest.raises(CatalogueDamagedError, match=r"more than this release knows.*from"):
+        Catalogue(root)

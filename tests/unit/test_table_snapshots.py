@@ -19,6 +19,7 @@ from shoal.table import (
     durability,
     present_rows,
     schema,
+    snapshots,
     stores,
 )
 from shoal.table.catalogue import INDEXES
@@ -35,6 +36,7 @@ from shoal.table.snapshot_errors import (
 from shoal.table.snapshots import (
     SNAPSHOT,
     UNFINISHED,
+    begin,
     find_snapshots,
     read_snapshot,
     seal,
@@ -64,12 +66,12 @@ class Kept:
     def store(self, name="kept"):
         return open_store(str(self.root / name), outside=self.catalogue.root)
 
-    def take(self, name="kept", progress=None):
-        pinned = self.table.pin("test")
+    def take(self, name="kept", progress=None, pin="test"):
+        pinned = self.table.pin(pin)
         try:
             return take_snapshot(self.entry, pinned, self.store(name), progress or Copying())
         finally:
-            self.table.unpin("test")
+            self.table.unpin(pin)
 
     def restore(self, name="again", kept="kept", progress=None):
         store = self.store(kept)
@@ -148,7 +150,8 @@ def test_only_the_files_of_that_version_are_taken(kept):
         if path.is_file()
     }
     assert on_disk.pop(SNAPSHOT) > 0
-    assert on_disk == {file.name: file.size_bytes for file in manifest.files}
+    sizes = {f"{manifest.attempt}/{file.name}": file.size_bytes for file in manifest.files}
+    assert on_disk == sizes
 
 
 def test_commits_compactions_and_cleanings_go_on_while_a_version_is_copied(kept, monkeypatch):
@@ -228,31 +231,110 @@ def test_an_unfinished_snapshot_is_no_snapshot_and_is_replaced(kept, monkeypatch
     assert find_snapshots(open_store(str(kept.root), outside=kept.catalogue.root), 10)[0] == []
     with pytest.raises(SnapshotNotFoundError, match="unfinished"):
         read_snapshot(kept.store())
-    stale = kept.root / "kept" / "table" / "data" / "stale.lance"
-    stale.write_bytes(b"of the attempt before")
+    (stale,) = (path for path in (kept.root / "kept").iterdir() if path.is_dir())
     (kept.root / "kept" / ".unfinished.json.new").write_bytes(b"{")
     append(kept.table, [document("b")], 1)
     manifest = kept.take()
     assert manifest.document_count == 2
     assert not stale.exists()
-    assert kept.store().names() == [SNAPSHOT, "table"]
+    assert sorted(kept.store().names()) == sorted([SNAPSHOT, manifest.attempt])
     with pytest.raises(SnapshotExistsError):
         kept.take()
 
 
-def test_a_snapshot_that_another_one_has_displaced_fails_and_leaves_that_alone(kept, monkeypatch):
-    """Two clusters, one place: the marker says whose it is."""
+class Waiting:
+    """Something that the snapshot of one thread stops at, while those of others go on."""
+
+    def __init__(self, monkeypatch, owner, name, *, after=False):
+        self.begun, self.go_on, self.thread = threading.Event(), threading.Event(), None
+        original = getattr(owner, name)
+
+        def waiting(*arguments):
+            done = original(*arguments) if after else None
+            if threading.current_thread() is self.thread:
+                self.begun.set()
+                assert self.go_on.wait(60)
+            return done if after else original(*arguments)
+
+        monkeypatch.setattr(owner, name, waiting)
+
+    def take(self, kept):
+        """Take a snapshot in a thread, until it stops."""
+
+        def taking():
+            self.thread = threading.current_thread()
+            return kept.take(pin="displaced")
+
+        executor = ThreadPoolExecutor(1)
+        taken = executor.submit(taking)
+        executor.shutdown(wait=False)
+        assert self.begun.wait(60)
+        return taken
+
+
+def intact(kept):
+    """Have the snapshot restored, all checksums compared, and nothing beside it."""
+    manifest = read_snapshot(kept.store())
+    _, restored = kept.restore(f"again-{len(kept.folders())}")
+    assert restored.row_count == manifest.row_count
+    assert sorted(kept.store().names()) == sorted([SNAPSHOT, manifest.attempt])
+    return manifest
+
+
+@pytest.mark.parametrize("step", ["_version_folder", "_copy_table", "_count_present"])
+def test_a_displaced_attempt_writes_nothing_into_the_one_that_was_finished(kept, monkeypatch, step):
+    """Two clusters, one place: each copies to names of its own."""
+    append(kept.table, [document(f"d{at}") for at in range(30)], 0)
+    waiting = Waiting(monkeypatch, snapshots, step)
+    displaced = waiting.take(kept)
+    append(kept.table, [Tombstone("d0"), document("d1", "other")], 30)
+    winner = kept.take()
+    waiting.go_on.set()
+    with pytest.raises((SnapshotExistsError, StoreUnavailableError)):
+        displaced.result()
+    found = intact(kept)
+    assert (found.attempt, found.files) == (winner.attempt, winner.files)
+    assert winner.document_count == 29
+
+
+def test_an_attempt_that_is_displaced_as_it_finishes_gives_up(kept, monkeypatch):
+    """The last look comes before the next attempt begins, and the snapshot is written after it."""
     append(kept.table, [document("a")], 0)
+    waiting = Waiting(monkeypatch, snapshots, "seal", after=True)
+    first = waiting.take(kept)
+    begun = begin(kept.store(), "docs")
+    waiting.go_on.set()
+    with pytest.raises(SnapshotExistsError, match="begun meanwhile"):
+        first.result()
+    assert kept.store().read(UNFINISHED) == begun.mark
+    assert kept.store().names() == [UNFINISHED]
+    kept.take()
+    intact(kept)
 
-    def displaced(self):
-        self.write(UNFINISHED, b"of another cluster")
 
-    with monkeypatch.context() as patched:
-        patched.setattr(stores.Store, "sync", displaced)
-        with pytest.raises(SnapshotExistsError, match="begun meanwhile"):
-            kept.take()
-    assert kept.store().read(UNFINISHED) == b"of another cluster"
-    assert kept.store().names() == ["table", UNFINISHED]
+def test_an_attempt_that_begins_as_another_finishes_gives_up(kept, monkeypatch):
+    append(kept.table, [document("a")], 0)
+    names = stores.Store.names
+
+    def finished_meanwhile(self):
+        found = names(self)
+        monkeypatch.setattr(stores.Store, "names", names)
+        kept.take()
+        return found
+
+    monkeypatch.setattr(stores.Store, "names", finished_meanwhile)
+    with pytest.raises(SnapshotExistsError, match="a snapshot"):
+        begin(kept.store(), "docs")
+    intact(kept)
+
+
+def test_a_file_that_is_being_written_is_not_copied(tmp_path):
+    """It may be gone the next moment, under the name that it is written as."""
+    (tmp_path / "segments").mkdir()
+    for name in ("manifest.json", ".manifest.json.new", "segments/a.bin", "segments/.a.bin.new"):
+        (tmp_path / name).write_bytes(b"")
+    found = [path.relative_to(tmp_path).as_posix() for path in snapshots._files_of(tmp_path)]
+    assert found == ["manifest.json", "segments/a.bin"]
 
 
 def test_a_copy_that_is_ended_leaves_nothing(kept):

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import resource
+import shutil
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,6 +16,7 @@ from shoal.table import (
     PassageSpan,
     PassageTable,
     StorageFullError,
+    TableNotFoundError,
     Tombstone,
     present_rows,
     table_schema,
@@ -191,6 +194,155 @@ async def test_a_purge_leaves_what_was_written_since(table, tmp_path):
         assert files_with(tmp_path / "index", "secret-4712") == []
         assert stored(table) == ["a"]
         await committer.close()
+
+
+async def test_files_stay_few_as_large_ones_are_cleaned_and_purged(table, tmp_path):
+    with committing(table, tmp_path) as committer:
+        for _ in range(2):
+            await committer.submit([document(f"d{at}") for at in range(4000)])
+        await committer.clean(thorough=True)
+        await committer.submit([Tombstone("d7")])
+        await committer.cleaner.purge(["d7"])
+        opened = PassageTable.open(table.uri)
+        assert opened.row_count == len(stored(table)) == 3999
+        assert opened.fragment_count <= 3
+        await committer.close()
+
+
+async def test_a_purge_under_a_pin_says_so_and_is_finished_once_that_goes(table, tmp_path):
+    secret = "xylophone-secret-0816"
+    with committing(table, tmp_path, keep_versions_s=3600) as committer:
+        cleaner, folder = committer.cleaner, tmp_path / "index"
+        await committer.submit([document("a", secret), document("b")])
+        kept = await cleaner.pin("first")
+        await committer.submit([Tombstone("a")])
+        later = await cleaner.pin("second")
+        purged = await cleaner.purge(["a"])
+        assert purged.pinned
+        assert files_with(folder, secret)
+        assert (kept.row_count, later.row_count) == (2, 3)
+        await cleaner.unpin("second")
+        # The other one is still being copied.
+        assert sum(batch.num_rows for batch in kept.scan(["text"])) == 2
+        await cleaner.unpin("first")
+        assert files_with(folder, secret) == []
+        assert not (await cleaner.purge(["b"])).pinned
+        assert stored(table) == ["b"]
+        await committer.close()
+
+
+class Held:
+    """The one thread for maintenance, kept busy until it is let go."""
+
+    def __init__(self, cleaner):
+        self._go_on = threading.Event()
+        self._busy = cleaner._executor.submit(self._go_on.wait, 60)
+
+    def go_on(self):
+        self._go_on.set()
+        assert self._busy.result()
+
+
+async def until(condition):
+    while not condition():
+        await asyncio.sleep(0)
+
+
+async def test_purges_that_come_together_are_done_together(table, tmp_path):
+    with committing(table, tmp_path, keep_versions_s=3600) as committer:
+        await committer.submit([document(f"d{at}", f"secret-{at}-") for at in range(20)])
+        await committer.submit([Tombstone(f"d{at}") for at in range(20)])
+        dropped, drop = [], table.drop_history
+        table.drop_history = lambda: dropped.append(1) or drop()
+        held, cleaner = Held(committer.cleaner), committer.cleaner
+        purges = [asyncio.create_task(cleaner.purge([f"d{at}", f"no{at}"])) for at in range(10)]
+        await until(lambda: cleaner._cleaning.locked())
+        purges += [asyncio.create_task(cleaner.purge([f"d{at}", "d19"])) for at in range(10, 18)]
+        leaver = asyncio.create_task(cleaner.purge(["d18"]))
+        await until(lambda: len(cleaner._purges) == 9)
+        leaver.cancel()
+        held.go_on()
+        results = await asyncio.gather(*purges)
+        assert len(dropped) == 2
+        assert [each.rows for each in results] == [2] * 10 + [4] * 8
+        unknown = [each.unknown for each in results]
+        assert unknown == [[f"no{at}"] for at in range(10)] + [[]] * 8
+        # Whoever has left purges nothing.
+        left = [at for at in range(20) if files_with(tmp_path / "index", f"secret-{at}-")]
+        assert left == [18]
+        with pytest.raises(asyncio.CancelledError):
+            await leaver
+        await committer.close()
+
+
+async def test_purges_that_fail_together_are_told_and_the_next_one_works(table, tmp_path):
+    with committing(table, tmp_path) as committer:
+        await committer.submit([document("a")])
+        await committer.submit([Tombstone("a")])
+        rewrite = table.rewrite
+
+        def full(part):
+            table.rewrite = rewrite
+            raise StorageFullError(table.uri, "full")
+
+        table.rewrite = full
+        both = [committer.cleaner.purge(["a"]), committer.cleaner.purge(["b"])]
+        results = await asyncio.gather(*both, return_exceptions=True)
+        assert [type(each) for each in results] == [StorageFullError] * 2
+        assert (await committer.cleaner.purge(["a"])).rows == 0
+        await committer.close()
+
+
+async def test_a_cleaning_that_is_given_up_leaves_the_running_one_alone(table, tmp_path):
+    with committing(table, tmp_path) as committer:
+        await committer.submit([document("old", expires_at_us=PAST_US)])
+        held = Held(committer.cleaner)
+        running = asyncio.create_task(committer.clean())
+        await until(lambda: committer.cleaner._cleaning.locked())
+        waiting = asyncio.create_task(committer.clean())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        held.go_on()
+        assert (await running).expired == 1
+        assert committer._watched is None
+        await committer.close()
+
+
+@pytest.mark.parametrize("work", ["clean", "purge", "pin", "left"])
+async def test_the_end_waits_for_what_is_under_way_and_refuses_the_rest(table, tmp_path, work):
+    """What came after it would make the folder of a dropped index again."""
+    with committing(table, tmp_path) as committer:
+        await committer.submit([document("a")])
+        await committer.submit([Tombstone("a")])
+        cleaner = committer.cleaner
+        calls = {
+            "clean": lambda: committer.clean(thorough=True),
+            "purge": lambda: cleaner.purge(["a"]),
+            "pin": lambda: cleaner.pin("p"),
+            "left": lambda: cleaner.purge(["a"]),
+        }
+        held = Held(cleaner)
+        begun = asyncio.create_task(calls[work]())
+        await until(lambda: cleaner._executor._work_queue.qsize() > 0)
+        if work == "left":
+            begun.cancel()
+        closing = asyncio.create_task(committer.close())
+        await asyncio.sleep(0)
+        assert not closing.done()
+        held.go_on()
+        await closing
+        assert begun.done()
+        await asyncio.gather(begun, return_exceptions=True)
+        shutil.rmtree(tmp_path / "index")
+        for call in calls.values():
+            with pytest.raises(TableNotFoundError):
+                await call()
+        with pytest.raises(TableNotFoundError):
+            await cleaner.unpin("p")
+        assert cleaner._executor.submit(int).result() == 0
+        assert not (tmp_path / "index").exists()
 
 
 async def test_a_full_disk_ends_a_cleaning_and_loses_nothing(table, tmp_path):

@@ -34,7 +34,7 @@ from shoal.shard.shard import Main, Shard
 from shoal.shard.snapshot import SnapshotFolder
 from shoal.shard.tombstones import Live
 from shoal.table import schema
-from shoal.table.errors import UNWRITABLE, TableNotFoundError
+from shoal.table.errors import UNWRITABLE
 from shoal.table.manifest import (
     ManifestDamagedError,
     ManifestState,
@@ -48,6 +48,7 @@ from shoal.table.manifest import (
     write_manifest,
 )
 from shoal.table.present import present_rows
+from shoal.table.reading import read_whole
 from shoal.table.slots import shard_of, slot_range
 from shoal.table.table import PassageTable
 
@@ -61,8 +62,6 @@ VERIFIED_QUERIES: Final = 200
 _HASHED_UP_TO_BYTES: Final = 1 << 20
 # Queries that are searched at once: each may have thousands of candidates to score again.
 _BLOCK_QUERIES: Final = 16
-# Times that the table's old versions may be cleaned under a step.
-_ATTEMPTS: Final = 3
 
 
 class VerificationError(Exception):
@@ -137,8 +136,13 @@ def encode(job: BuildJob, shard: int) -> None:
     codebook = load_codebook(codebook_folder(folder), job.dimension)
     held_out = HeldOut.load(codebook_folder(folder)).first(VERIFIED_QUERIES)
     table = PassageTable.open(job.table_uri)
-    main, neighbours = _encoded(job, table, codebook, held_out, shard, progress)
-    expected_count = _count_present(table, shard, job.shard_count)
+
+    def read() -> tuple[Main, Neighbours, int]:
+        # Both of one version: a purge between them would have them differ.
+        main, neighbours = _encoded(job, table, codebook, held_out, shard, progress)
+        return main, neighbours, _count_present(table, shard, job.shard_count)
+
+    main, neighbours, expected_count = read_whole(table, read)
     at = segment_folder(folder, shard)
     shutil.rmtree(at, ignore_errors=True)  # What an attempt before this one left.
     _stored(job, shard).save(shard, main)
@@ -180,7 +184,11 @@ def verify(job: BuildJob) -> Verified:
             "passage_count": sum(each.entry.passage_count for each in shards),
             "kind": codebook.manifest.kind,
             "codebook_sha256": codebook.manifest.sha256,
-            "codebook": describe_files(codebook_folder(folder), folder),
+            "codebook": tuple(
+                each
+                for each in describe_files(codebook_folder(folder), folder)
+                if Path(each.name).name != HELD_OUT_FILE
+            ),
             "search_parameters": tuple(
                 SearchParameters(
                     top_k=point.top_k,
@@ -196,6 +204,8 @@ def verify(job: BuildJob) -> Verified:
     )
     shutil.rmtree(folder / PROGRESS, ignore_errors=True)
     write_manifest(folder, manifest)
+    # Nobody measures with them any more, and they are vectors of documents that may be purged.
+    (codebook_folder(folder) / HELD_OUT_FILE).unlink(missing_ok=True)
     return Verified(
         codebook_uri=str(codebook_folder(folder)),
         table_version=manifest.table_version,
@@ -251,19 +261,11 @@ def _encoded(
     shard: int,
     progress: StepProgress,
 ) -> tuple[Main, Neighbours]:
-    for attempt in range(1, _ATTEMPTS + 1):
-        neighbours = Neighbours(held_out)
-        observe = _observer(neighbours, progress, table.row_count // job.shard_count)
-        try:
-            built = build_shards(table, codebook, [shard], job.shard_count, observe=observe)
-        except TableNotFoundError:
-            if attempt == _ATTEMPTS:
-                raise
-            table.refresh()
-        else:
-            neighbours.flush()
-            return built[shard], neighbours
-    raise AssertionError("the last attempt returns or raises")
+    neighbours = Neighbours(held_out)
+    observe = _observer(neighbours, progress, table.row_count // job.shard_count)
+    built = build_shards(table, codebook, [shard], job.shard_count, observe=observe)
+    neighbours.flush()
+    return built[shard], neighbours
 
 
 def _observer(

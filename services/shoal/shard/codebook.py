@@ -39,6 +39,7 @@ from shoal.shard.kinds import named
 from shoal.shard.wide_code import WideCode
 from shoal.table import schema
 from shoal.table.present import present_mask
+from shoal.table.reading import read_whole
 from shoal.table.table import PassageTable, vectors_of
 
 _log = logging.getLogger(__name__)
@@ -122,7 +123,7 @@ def train_codebook(
     with _threads(threads):
         report("reading vectors", 0.0)
         table = PassageTable.open(table_uri)
-        passage_count, sample, row_ids = _read_sample(table, seed)
+        passage_count, sample, row_ids = read_whole(table, lambda: _read_sample(table, seed))
         if kind is None:
             choice = choose_kind(passage_count, table.dimension, memory_bytes)
             _log.info("the index becomes %s: %s", choice.kind, choice.reason)

@@ -396,7 +396,12 @@ def _parse(path: Path, contents: bytes) -> tuple[dict[str, IndexEntry], set[str]
         )
     if _digest(body) != stored:
         raise CatalogueDamagedError(str(path), "does not have the checksum it was written with")
-    entries = [_entry(each) for each in body["entries"]]
+    try:
+        entries = [_entry(each) for each in body["entries"]]
+    except (TypeError, KeyError, ValueError) as error:
+        raise CatalogueDamagedError(
+            str(path), f"says more than this release knows, or less than it needs ({error})"
+        ) from error
     return {entry.name: entry for entry in entries}, set(body["transient"])
 
 

@@ -19,6 +19,9 @@ UNWRITABLE: Final = frozenset(
 # Lance hands errors of the operating system on as text, with their number.
 _OS_ERROR: Final = re.compile(r"os error (\d+)")
 
+# Of which only some are of a type of their own.
+_CONFLICT: Final = "commit conflict"
+
 
 class StorageFullError(ServiceError):
     """The storage is full, or cannot be written."""
@@ -48,6 +51,18 @@ class TableDamagedError(ServiceError):
         super().__init__(
             Reason.REASON_CHECKSUM_MISMATCH,
             f"the table at {uri} cannot be read: {detail}. Restore it from a copy",
+        )
+
+
+class CommitConflictError(ServiceError):
+    """Somebody else has changed the same files of a table first."""
+
+    def __init__(self, uri: str, detail: str) -> None:
+        """Detail: what Lance says of it."""
+        super().__init__(
+            Reason.REASON_VERSION_CONFLICT,
+            f"the table at {uri} was changed meanwhile, so that nothing was done: try again "
+            f"({detail})",
         )
 
 
@@ -166,6 +181,8 @@ def storage_errors(uri: str) -> Iterator[None]:
 
 def _translate(uri: str, error: Exception) -> Exception:
     text = str(error)
+    if _CONFLICT in text.lower():
+        return CommitConflictError(uri, text)
     found = _OS_ERROR.search(text)
     number = error.errno if isinstance(error, OSError) and error.errno else None
     if number is None and found is not None:

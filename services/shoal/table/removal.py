@@ -10,6 +10,7 @@ the commit, as a later append that is acknowledged rests on them.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -119,11 +120,12 @@ def due_fragments(dataset: _Dataset, part: float) -> list[int]:
 def rewrite(root: Path | None, dataset: _Dataset, fragment: int) -> _Dataset:
     """Write a fragment again without its deleted rows; the others keep their ids."""
     others = [each.fragment_id for each in dataset.get_fragments()]
+    row_count = dataset.get_fragment(fragment).physical_rows
     plan = Compaction.plan(
         dataset,
         {
-            # No fragment is too small, so that none is merged with another.
-            "target_rows_per_fragment": 1,
+            # Also the most rows of a new file: with fewer, one fragment would become many.
+            "target_rows_per_fragment": max(1, row_count),
             "materialize_deletions_threshold": 0.0,
             "excluded_fragment_ids": [each for each in others if each != fragment],
             "num_threads": 1,
@@ -186,18 +188,18 @@ class StoredOperation:
 
 def operations_in(
     batches: Iterable[Any], document_ids: Sequence[str]
-) -> dict[str, set[StoredOperation]]:
-    """Find the operations on some documents, by id.
+) -> dict[str, Counter[StoredOperation]]:
+    """Find the operations on some documents, by id, and count the rows of each.
 
     batches: with the columns document_id, sequence, slot and tombstone.
     """
     wanted = pa.array(document_ids, pa.string())
-    found: dict[str, set[StoredOperation]] = {}
+    found: dict[str, Counter[StoredOperation]] = {}
     for batch in batches:
         rows = batch.filter(pc.is_in(batch.column(schema.DOCUMENT_ID), value_set=wanted))
         for row in rows.to_pylist():
             operation = StoredOperation(
                 row[schema.SEQUENCE], row[schema.SLOT], row[schema.TOMBSTONE]
             )
-            found.setdefault(row[schema.DOCUMENT_ID], set()).add(operation)
+            found.setdefault(row[schema.DOCUMENT_ID], Counter())[operation] += 1
     return found

@@ -67,20 +67,21 @@ def restore_index(
     target = local_store(place.path)
     (place.path / TABLE_FOLDER / "data").mkdir(parents=True)
     (place.path / VERSIONS).mkdir()
+    source = store.below(manifest.attempt)
     copying.begin("copying", manifest.size_bytes)
     known = {file.name: file for file in manifest.files}
-    jobs = [_job(store, file, stored, entry) for file in manifest.files]
+    jobs = [_job(source, file, stored, entry) for file in manifest.files]
 
     def check(job: CopyJob, copied: Copied) -> None:
         file = known[job.source]
         if (copied.size_bytes, copied.xxh3) != (file.size_bytes, file.xxh3):
             raise SnapshotDamagedError(
-                f"{store.uri}/{job.source}",
+                f"{source.uri}/{job.source}",
                 "does not have the size and the checksum that it was written with",
                 _REMEDY,
             )
 
-    copy_files(store, target, jobs, copying, check)
+    copy_files(source, target, jobs, copying, check)
     copying.begin("checking")
     if entry.index_version:
         _rename_version(place.path / VERSIONS / str(entry.index_version), stored.uid, entry.uid)
@@ -123,16 +124,18 @@ def renamed(manifest: VersionManifest, uid: str) -> VersionManifest:
     return manifest.model_copy(update={"index_uid": uid, "segments": segments})
 
 
-def _job(store: Store, file: SnapshotFile, stored: IndexEntry, entry: IndexEntry) -> CopyJob:
+def _job(source: Store, file: SnapshotFile, stored: IndexEntry, entry: IndexEntry) -> CopyJob:
     kind, _, name = file.name.partition("/")
     if kind not in (TABLE, VERSION) or not name or ".." in Path(name).parts:
         raise SnapshotDamagedError(
-            f"{store.uri}/{SNAPSHOT}", f"names {file.name}, which is no file of an index", _REMEDY
+            f"{source.uri.rpartition('/')[0]}/{SNAPSHOT}",
+            f"names {file.name}, which is no file of an index",
+            _REMEDY,
         )
     target = f"{TABLE_FOLDER}/{name}"
     if kind == VERSION:
         target = f"{VERSIONS}/{stored.index_version}/{_with_uid(name, stored.uid, entry.uid)}"
-    missing = SnapshotDamagedError(f"{store.uri}/{file.name}", "is missing", _REMEDY)
+    missing = SnapshotDamagedError(f"{source.uri}/{file.name}", "is missing", _REMEDY)
     return CopyJob(file.name, target, missing)
 
 

@@ -1,24 +1,30 @@
 """What is a snapshot of an index, and how is one taken, found and read?
 
     <place>/
-        unfinished.json     while it is being made, and for as long as nothing else is here
-        table/...           the files of one version of the table, as they are
-        version/...         the files of the index version in force, if there is one
-        snapshot.json       written last: what the snapshot is, and every file of it
+        unfinished.json     whose turn it is while one is being made
+        <attempt>/          named by chance, so that no two attempts write to the same files
+            table/...       the files of one version of the table, as they are
+            version/...     the files of the index version in force, if there is one
+        snapshot.json       written last: what the snapshot is, its attempt, and every file of it
 
 Files are copied byte by byte and under their names, so that rows keep their ids and fragments their
 numbers, by which segments name them. Nothing is a snapshot before `snapshot.json` says so.
+
+Two clusters may be given the same place. Who comes later writes `unfinished.json`, then looks for
+`snapshot.json`; who finishes writes `snapshot.json`, then looks at `unfinished.json`. So at least
+one of them sees the other and gives up, and nobody takes away what another one has finished.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 import uuid
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -55,6 +61,7 @@ SNAPSHOT: Final = "snapshot.json"
 UNFINISHED: Final = "unfinished.json"
 TABLE: Final = "table"
 VERSION: Final = "version"
+_ATTEMPT: Final = r"[0-9a-f]{32}"
 # What a crash leaves of the two files while they are written (durability.write_atomically).
 _SCRATCH: Final = (f".{SNAPSHOT}.new", f".{UNFINISHED}.new")
 # Rows whose ids are in memory at a time while documents are counted.
@@ -69,7 +76,7 @@ class SnapshotFile(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    """Path below the snapshot's place, with slashes."""
+    """Path below the attempt's folder, with slashes."""
     size_bytes: int = Field(ge=0)
     xxh3: str
     """128 bits, 32 hexadecimal digits: against what a disk or a copy damages."""
@@ -81,6 +88,8 @@ class SnapshotManifest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: int = FORMAT
+    attempt: str = Field(pattern=f"^{_ATTEMPT}$")
+    """Folder of its files at the snapshot's place."""
     create_time_ns: int
     entry: dict[str, Any]
     """The index in the catalogue, with the version in force as its only one."""
@@ -115,20 +124,16 @@ def take_snapshot(
     SnapshotExistsError, CopyEndedError, VersionConflictError, SnapshotDamagedError,
     IndexNotFoundError, and the store's errors.
     """
-    begun = claim(store, entry.name)
+    claim = begin(store, entry.name)
+    target = store.below(claim.attempt)
     try:
-        manifest = _copy(entry, table, store, copying)
-        store.sync()
+        manifest = _copy(entry, table, target, claim.attempt, copying)
+        target.sync()
         copying.check()
-        if store.read(UNFINISHED) != begun:
-            raise SnapshotExistsError(store.uri, "another snapshot that was begun meanwhile")
-        store.write(SNAPSHOT, seal(manifest))
+        _finish(store, claim, seal(manifest))
     except BaseException:
         with suppress(ServiceError):
-            # Unless somebody else has begun one here: that takes what is left of this one away.
-            if store.read(UNFINISHED) == begun:
-                store.remove([TABLE, VERSION, UNFINISHED])
-                store.remove_if_empty()
+            _withdraw(store, claim)
         raise
     # The manifest counts; what is left of the beginning misleads nobody.
     with suppress(ServiceError):
@@ -136,24 +141,56 @@ def take_snapshot(
     return manifest
 
 
-def claim(store: Store, name: str) -> bytes:
-    """Begin a snapshot at a place, in the stead of an unfinished one. Raises SnapshotExistsError.
+@dataclass(frozen=True)
+class Claim:
+    """An attempt to take a snapshot somewhere."""
 
-    Returns what says so there, which is this snapshot's alone.
-    """
+    # Folder of its files, which no other attempt has.
+    attempt: str
+    # What `unfinished.json` says while nobody else has begun.
+    mark: bytes
+
+
+def begin(store: Store, name: str) -> Claim:
+    """Begin a snapshot at a place, instead of an unfinished one. Raises SnapshotExistsError."""
     found = store.names()
     if SNAPSHOT in found:
         raise SnapshotExistsError(store.uri, "a snapshot")
-    others = [name for name in found if name not in _SCRATCH]
-    strange = sorted(set(others) - {TABLE, VERSION, UNFINISHED})
-    if strange or (others and UNFINISHED not in others):
+    others = [each for each in found if each not in (*_SCRATCH, UNFINISHED)]
+    strange = [each for each in others if not re.fullmatch(_ATTEMPT, each)]
+    if strange or (others and UNFINISHED not in found):
         raise SnapshotExistsError(store.uri, f"something else ({(strange or others)[0]})")
-    begun = json.dumps(
-        {"index": name, "begin_time_ns": time.time_ns(), "id": uuid.uuid4().hex}
-    ).encode()
-    store.write(UNFINISHED, begun)
-    store.remove([TABLE, VERSION, *_SCRATCH])
-    return begun
+    attempt = uuid.uuid4().hex
+    mark = {"index": name, "begin_time_ns": time.time_ns(), "attempt": attempt}
+    claim = Claim(attempt, json.dumps(mark).encode())
+    store.write(UNFINISHED, claim.mark)
+    if store.read(SNAPSHOT) is not None:
+        # It was finished between the two looks, and its files are not to be touched.
+        store.remove([UNFINISHED])
+        raise SnapshotExistsError(store.uri, "a snapshot")
+    store.remove([*others, *_SCRATCH])
+    return claim
+
+
+def _finish(store: Store, claim: Claim, sealed: bytes) -> None:
+    """Say that an attempt is the snapshot. Raises SnapshotExistsError if it was displaced."""
+    displaced = SnapshotExistsError(store.uri, "another snapshot that was begun meanwhile")
+    if store.read(UNFINISHED) != claim.mark or store.read(SNAPSHOT) is not None:
+        raise displaced
+    store.write(SNAPSHOT, sealed)
+    if store.read(UNFINISHED) != claim.mark:
+        # Whoever has begun may have taken the files away.
+        if store.read(SNAPSHOT) == sealed:
+            store.remove([SNAPSHOT])
+        raise displaced
+
+
+def _withdraw(store: Store, claim: Claim) -> None:
+    """Take away what is left of an attempt, and nothing of anybody else's."""
+    store.remove([claim.attempt])
+    if store.read(UNFINISHED) == claim.mark:
+        store.remove([UNFINISHED])
+    store.remove_if_empty()
 
 
 def find_snapshots(store: Store, count: int, after: str = "") -> tuple[list[Taken], str]:
@@ -222,7 +259,7 @@ def _checksum(body: Any) -> str:
 
 
 def _copy(
-    entry: IndexEntry, table: PassageTable, store: Store, copying: Copying
+    entry: IndexEntry, table: PassageTable, store: Store, attempt: str, copying: Copying
 ) -> SnapshotManifest:
     copying.begin("looking at what is there")
     folder = _version_folder(entry)
@@ -243,6 +280,7 @@ def _copy(
     copying.begin("counting documents")
     documents, passages = _count_present(table, copying)
     return SnapshotManifest(
+        attempt=attempt,
         create_time_ns=time.time_ns(),
         entry=asdict(_narrowed(entry)),
         table_version=table.version,
@@ -318,7 +356,10 @@ def _version_folder(entry: IndexEntry) -> Path | None:
 
 
 def _files_of(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    # Names that begin with a dot are of files that are being written, and may go any moment.
+    return sorted(
+        path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")
+    )
 
 
 def _narrowed(entry: IndexEntry) -> IndexEntry:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
@@ -261,8 +262,10 @@ class PassageTable:
     def compact(self) -> bool:
         """Merge small fragments if there are many. True if it did; the rows keep their ids.
 
-        Appends may go on meanwhile. See `shoal.table.maintenance` for what is merged when.
+        Appends may go on meanwhile. See `shoal.table.maintenance` for what is merged when. Raises
+        CommitConflictError if another writer has changed the same files, and changes nothing then.
         """
+        self.refresh()
         with storage_errors(self.uri):
             dataset = maintenance.compact(self.uri, self._dataset)
             if dataset is None:
@@ -280,10 +283,12 @@ class PassageTable:
         with waiting, storage_errors(self.uri):
             return maintenance.clean(self._dataset, older_than_s)
 
-    def operations_on(self, document_ids: Sequence[str]) -> dict[str, set[removal.StoredOperation]]:
-        """Find the operations on documents, by id; one that the table has nothing of is left out.
+    def operations_on(
+        self, document_ids: Sequence[str]
+    ) -> dict[str, Counter[removal.StoredOperation]]:
+        """Find the operations on documents, by id, and count the rows of each operation.
 
-        Reads all ids.
+        One that the table has nothing of is left out. Reads all ids.
         """
         columns = (schema.DOCUMENT_ID, schema.SEQUENCE, schema.SLOT, schema.TOMBSTONE)
         return removal.operations_in(self.scan(columns), document_ids)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,12 +23,14 @@ import pyarrow as pa
 from shoal.table import (
     PassageTable,
     Retention,
+    TableNotFoundError,
     TrimPlan,
     plan_trim,
     slot_range,
     table_schema,
 )
 from shoal.table.durability import local_path
+from shoal.table.removal import StoredOperation
 from shoal.table.schema import ROW_ID
 from shoal.table.trimming import COLUMNS
 from shoal.writer.config import WriterSettings
@@ -57,13 +59,22 @@ class Purged:
     """What a purge removed."""
 
     rows: int
+    # By which the table's files became smaller through all purges that were done together.
     bytes: int
     # Ids that the table had nothing of.
     unknown: list[str]
     # Ids that were written again after their deletion.
     rewritten: list[str]
-    # Slots of the documents, and the highest sequence that went from each.
-    slots: dict[int, int]
+    # True if a version of before is pinned: its files keep what was purged until it is let go.
+    pinned: bool
+
+
+@dataclass
+class _Pending:
+    """A purge that somebody waits for."""
+
+    document_ids: Sequence[str]
+    done: asyncio.Future[Purged]
 
 
 class Deleter(Protocol):
@@ -71,6 +82,9 @@ class Deleter(Protocol):
 
     def watch(self) -> None:
         """From now on, heed what is written."""
+
+    def unwatch(self) -> None:
+        """Heed it no more."""
 
     async def delete_unwritten(self, document_ids: Sequence[str]) -> None:
         """Delete documents, but those that were written since `watch`."""
@@ -91,6 +105,20 @@ class Cleaner:
         self._wall_clock = wall_clock
         # One at a time: each goes on from what the one before has left.
         self._cleaning = asyncio.Lock()
+        self._purges: list[_Pending] = []
+        self._purging: asyncio.Task[None] | None = None
+        self._closed = False
+        # True if a purge left files that a pinned version needs.
+        self._history_kept = False
+
+    async def close(self) -> None:
+        """Refuse what is asked for from now on, and finish what is under way."""
+        self._closed = True
+        if self._purging is not None:
+            await self._purging
+        async with self._cleaning:
+            # Whoever was cancelled while its thread worked has let the lock go before.
+            await self._in_thread(_nothing)
 
     async def clean(self, deleter: Deleter, *, thorough: bool = False) -> Cleaned:
         """Remove what the settings allow to remove.
@@ -100,6 +128,7 @@ class Cleaner:
         """
         cleaned = Cleaned()
         async with self._cleaning:
+            self._require_open()
             turns = min(_MAX_TURNS, 1 + self._table.row_count // self._settings.trim_rows)
             for turn in range(turns):
                 await self._turn(slot_range(turn, turns), deleter, cleaned)
@@ -110,9 +139,13 @@ class Cleaner:
 
     async def _turn(self, slots: tuple[int, int], deleter: Deleter, cleaned: Cleaned) -> None:
         deleter.watch()
-        plan = await self._in_thread(self._plan, slots)
-        for first in range(0, len(plan.expired), EXPIRED_IN_COMMIT):
-            await deleter.delete_unwritten(plan.expired[first : first + EXPIRED_IN_COMMIT])
+        try:
+            plan = await self._in_thread(self._plan, slots)
+            for first in range(0, len(plan.expired), EXPIRED_IN_COMMIT):
+                await deleter.delete_unwritten(plan.expired[first : first + EXPIRED_IN_COMMIT])
+        finally:
+            # Within the lock: whoever waits for it, or leaves meanwhile, changes nothing here.
+            deleter.unwatch()
         cleaned.expired += len(plan.expired)
         if plan.expired:
             # What they left can go with the rest.
@@ -145,43 +178,121 @@ class Cleaner:
         cleaned.bytes += self._table.clean(self._settings.keep_versions_s)
 
     async def purge(self, document_ids: Sequence[str]) -> Purged:
-        """Take deleted documents out of all files of the table. Raises StorageFullError."""
-        async with self._cleaning:
-            return await self._in_thread(self._purge, document_ids)
+        """Take deleted documents out of all files of the table.
 
-    def _purge(self, document_ids: Sequence[str]) -> Purged:
+        Purges that are asked for while another one runs, or waits, are done together: files are
+        written again once, and readers lose the version that they stand at once. Raises
+        StorageFullError, TableNotFoundError.
+        """
+        self._require_open()
+        purge = _Pending(document_ids, asyncio.get_running_loop().create_future())
+        self._purges.append(purge)
+        if self._purging is None or self._purging.done():
+            self._purging = asyncio.create_task(self._purge_all())
+        return await purge.done
+
+    async def _purge_all(self) -> None:
+        while self._purges:
+            async with self._cleaning:
+                # Those whose caller has left are left out.
+                group = [each for each in self._purges if not each.done.done()]
+                self._purges.clear()
+                try:
+                    purged = await self._in_thread(
+                        self._purge, [each.document_ids for each in group]
+                    )
+                except Exception as error:  # noqa: BLE001  # goes to everyone who waits for it
+                    for each in group:
+                        if not each.done.done():
+                            each.done.set_exception(error)
+                    continue
+            for each, result in zip(group, purged, strict=True):
+                if not each.done.done():
+                    each.done.set_result(result)
+
+    def _purge(self, groups: Sequence[Sequence[str]]) -> list[Purged]:
+        """Purge the documents of several callers at once; says what was removed for each."""
+        if not groups:
+            return []
         table = self._table
         table.refresh()
         root = local_path(table.uri)
         before_bytes = folder_bytes(root)
-        found = table.operations_on(document_ids)
-        gone: list[int] = []
+        found = table.operations_on([each for group in groups for each in group])
+        gone = {key: _purgeable(operations) for key, operations in found.items()}
         slots: dict[int, int] = {}
-        rewritten = []
-        for document_id, operations in found.items():
-            deleted = max((each.sequence for each in operations if each.tombstone), default=-1)
-            if any(each.sequence > deleted for each in operations):
-                rewritten.append(document_id)
-            for each in operations:
-                if each.sequence <= deleted:
-                    gone.append(each.sequence)
-                    slots[each.slot] = max(slots.get(each.slot, -1), each.sequence)
-        if gone:
+        for each in (operation for operations in gone.values() for operation in operations):
+            slots[each.slot] = max(slots.get(each.slot, -1), each.sequence)
+        if slots:
             table.forget(table.trimmed.within(slots))
-        rows = table.remove(np.unique(np.array(gone, np.int64)))
+        sequences = [each.sequence for operations in gone.values() for each in operations]
+        table.remove(np.unique(np.array(sequences, np.int64)))
         table.rewrite(0.0)
         table.drop_history()
-        had = {key for key, each in found.items() if not all(op.tombstone for op in each)}
-        return Purged(
-            rows=rows,
-            bytes=max(0, before_bytes - folder_bytes(root)),
-            unknown=[each for each in dict.fromkeys(document_ids) if each not in had],
-            rewritten=rewritten,
-            slots=slots,
-        )
+        pinned = bool(table.pins())
+        self._history_kept |= pinned
+        freed_bytes = max(0, before_bytes - folder_bytes(root))
+        return [_purged(group, found, gone, freed_bytes, pinned=pinned) for group in groups]
+
+    async def pin(self, name: str) -> PassageTable:
+        """Keep the table's version of now until `unpin`; return the table at it.
+
+        Among compactions and cleanings, one at a time: one of them may have looked for pins.
+        Raises TableNotFoundError.
+        """
+        self._require_open()
+        return await self._in_thread(self._table.pin, name)
+
+    async def unpin(self, name: str) -> None:
+        """Let a pinned version go, and with it what purges had to leave because of it.
+
+        Raises TableNotFoundError.
+        """
+        self._require_open()
+        await self._in_thread(self._unpin, name)
+
+    def _unpin(self, name: str) -> None:
+        self._table.unpin(name)
+        if self._history_kept:
+            self._table.drop_history()
+            self._history_kept = bool(self._table.pins())
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise TableNotFoundError(self._table.uri)
 
     async def _in_thread(self, work: Callable[..., _Result], *arguments: Any) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
+
+
+def _nothing() -> None:
+    """What is done once everything before it is."""
+
+
+def _purgeable(operations: Mapping[StoredOperation, int]) -> list[StoredOperation]:
+    """Operations on a document up to its last deletion."""
+    deleted = max((each.sequence for each in operations if each.tombstone), default=-1)
+    return [each for each in operations if each.sequence <= deleted]
+
+
+def _purged(
+    document_ids: Sequence[str],
+    found: Mapping[str, Mapping[StoredOperation, int]],
+    gone: Mapping[str, Sequence[StoredOperation]],
+    freed_bytes: int,
+    *,
+    pinned: bool,
+) -> Purged:
+    """What was removed of some of the documents that were purged together."""
+    ids = list(dict.fromkeys(document_ids))
+    had = [key for key in ids if not all(each.tombstone for each in found.get(key, ()))]
+    return Purged(
+        rows=sum(found[key][each] for key in ids for each in gone.get(key, ())),
+        bytes=freed_bytes,
+        unknown=[key for key in ids if key not in had],
+        rewritten=[key for key in had if len(gone[key]) < len(found[key])],
+        pinned=pinned,
+    )
 
 
 def folder_bytes(folder: Path | None) -> int:

@@ -92,6 +92,10 @@ class Committer:
         on_their_way = (*self._in_flight, *self._pending)
         self._watched = {each.document_id for group in on_their_way for each in group.operations}
 
+    def unwatch(self) -> None:
+        """Remember it no more."""
+        self._watched = None
+
     async def delete_unwritten(self, document_ids: Sequence[str]) -> None:
         """Delete documents, but those that were written since `watch`.
 
@@ -104,14 +108,16 @@ class Committer:
 
     async def clean(self, *, thorough: bool = False) -> Cleaned:
         """Remove rows that are not needed any more: see `Cleaner`. Raises StorageFullError."""
-        try:
-            return await self.cleaner.clean(self, thorough=thorough)
-        finally:
-            self._watched = None
+        return await self.cleaner.clean(self, thorough=thorough)
 
     async def close(self) -> None:
-        """Refuse what is handed in from now on, and finish what was handed in before."""
+        """Refuse what is handed in from now on, and finish what was handed in before.
+
+        On return no thread works on the table, and none will.
+        """
         self._closed = True
+        # One that wants to commit deletions is refused, and ends.
+        await self.cleaner.close()
         if self._commits is not None:
             await self._commits
         if self._maintenance is not None:

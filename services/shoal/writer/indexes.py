@@ -148,12 +148,11 @@ class Indexes:
 
     async def pin(self, index: OpenIndex, name: str) -> PassageTable:
         """Keep the table's version of now until `unpin`; return the table at it."""
-        # Among compactions and cleanings, one at a time: a cleaning may have looked for pins.
-        return await self._in_turn(index.table.pin, name)
+        return await index.committer.cleaner.pin(name)
 
     async def unpin(self, index: OpenIndex, name: str) -> None:
         """Let a version go that was pinned."""
-        await self._in_turn(index.table.unpin, name)
+        await index.committer.cleaner.unpin(name)
 
     async def reserve(self, name: str) -> Place:
         """Make an empty folder for an index that is restored; `enter` it or `release` the folder.
@@ -167,9 +166,11 @@ class Indexes:
     async def enter(self, entry: IndexEntry) -> OpenIndex:
         """Enter an index whose folder was reserved. Raises StorageFullError, TableDamagedError."""
         async with self._changing:
+            # First, so that an index that cannot be opened is in no catalogue.
+            opened = await self._opened(entry)
             await self._in_thread(self._held.enter, entry)
-            await self._open_index(entry)
-            return self._open[entry.name]
+            self._open[entry.name] = opened
+            return opened
 
     async def release(self, place: Place) -> None:
         """Remove a folder that was reserved, unless its index was entered."""
@@ -282,6 +283,9 @@ class Indexes:
         return index
 
     async def _open_index(self, entry: IndexEntry) -> None:
+        self._open[entry.name] = await self._opened(entry)
+
+    async def _opened(self, entry: IndexEntry) -> OpenIndex:
         uri = self._held.table_uri(entry)
         table = await self._in_thread(PassageTable.open, uri, repair=True)
         await self._in_thread(_unpin_all, table)
@@ -293,11 +297,7 @@ class Indexes:
             executor=self._executor,
             maintenance_executor=self._maintenance,
         )
-        self._open[entry.name] = OpenIndex(entry, table, committer)
-
-    async def _in_turn(self, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._maintenance, partial(function, *args, **kwargs))
+        return OpenIndex(entry, table, committer)
 
     async def _in_thread(
         self, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs
@@ -308,8 +308,12 @@ class Indexes:
 
 def _unpin_all(table: PassageTable) -> None:
     """Let go of versions that were pinned in an earlier life of the writer."""
-    for name in table.pins():
+    names = table.pins()
+    for name in names:
         table.unpin(name)
+    if names:
+        # What was purged meanwhile is in their files, and nobody knows that any more.
+        table.drop_history()
 
 
 def describe_index(index: OpenIndex) -> CatalogEntry:

@@ -68,7 +68,7 @@ class WriterService(VersionHandlers, StorageHandlers, CopyHandlers, WriterServic
         self._settings = settings
         self._follower = TopologyFollower(instance_id, follow=self._follow)
         self._indexes = Indexes(settings)
-        self._keeper = StorageKeeper(settings, self._indexes, self._serving_versions)
+        self._keeper = StorageKeeper(settings, self._indexes, self._loaded_versions)
         self._copies = Copies(self._indexes)
         self._encoders = EncoderPool(settings)
         self._executor = ThreadPoolExecutor(settings.prepare_threads, thread_name_prefix="prepare")
@@ -247,6 +247,17 @@ class WriterService(VersionHandlers, StorageHandlers, CopyHandlers, WriterServic
             index.serving.index_version
             for index in self._follower.topology.indexes
             if index.uid == uid and index.HasField("serving")
+        }
+
+    def _loaded_versions(self, uid: str) -> set[int] | None:
+        """Versions of an index that the topology has in memory; None before there is one."""
+        if not self._follower.topology.epoch:
+            return None
+        return {
+            layout.index_version
+            for index in self._follower.topology.indexes
+            if index.uid == uid
+            for layout in (index.serving, index.preparing, index.standby)
         }
 
     def _refuse_while_draining(self) -> None:

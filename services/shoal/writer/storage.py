@@ -24,10 +24,13 @@ class StorageKeeper:
     """Cleans all indexes from time to time, and any of them when it is asked to."""
 
     def __init__(
-        self, settings: WriterSettings, indexes: Indexes, serving: Callable[[str], set[int]]
+        self, settings: WriterSettings, indexes: Indexes, loaded: Callable[[str], set[int] | None]
     ) -> None:
-        """serving: gives the versions of an index, by its uid, that answer searches."""
-        self._settings, self._indexes, self._serving = settings, indexes, serving
+        """loaded: gives the versions of an index, by its uid, that shard servers hold or load.
+
+        None while nobody knows.
+        """
+        self._settings, self._indexes, self._loaded = settings, indexes, loaded
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -48,7 +51,8 @@ class StorageKeeper:
         """
         uid = index.entry.uid
         # First what makes room at once.
-        dropped = await self._indexes.retire_versions(uid, self._serving(uid))
+        loaded = self._loaded(uid)
+        dropped = [] if loaded is None else await self._indexes.retire_versions(uid, loaded)
         cleaned = await index.committer.clean(thorough=thorough)
         cleaned.versions = dropped
         cleaned.bytes += await self._indexes.drop_outdated(index, held_out=False)
@@ -62,7 +66,11 @@ class StorageKeeper:
             table_version=index.table.version,
             rows_removed=purged.rows,
             bytes_removed=purged.bytes + dropped_bytes,
-            remains=[*_written_again(purged.rewritten), *_being_built(index)],
+            remains=[
+                *_written_again(purged.rewritten),
+                *_being_copied(pinned=purged.pinned),
+                *_being_built(index),
+            ],
             unknown_ids=purged.unknown,
         )
 
@@ -83,6 +91,15 @@ def _written_again(ids: Sequence[str]) -> list[str]:
         return []
     named = ", ".join(ids[:_NAMED]) + (f" and {len(ids) - _NAMED} more" if ids[_NAMED:] else "")
     return [f"{named}: written again since the purge began, and kept as they are now"]
+
+
+def _being_copied(*, pinned: bool) -> list[str]:
+    if not pinned:
+        return []
+    return [
+        "a snapshot that was being taken when they were purged, and the version of the table that "
+        "it copies: the version goes as the snapshot ends, and the snapshot is yours to remove"
+    ]
 
 
 def _being_built(index: OpenIndex) -> list[str]:
