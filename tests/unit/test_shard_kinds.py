@@ -16,6 +16,7 @@ from shoal.shard.codes import CoarseAssignment, Codebook, load_codebook
 from shoal.shard.filling import SegmentBuilder
 from shoal.shard.footprint import footprint
 from shoal.shard.held import HeldLayout, HeldShard, LayoutId
+from shoal.shard.kind_hnsw import GraphSegment, Walk
 from shoal.shard.kind_lists import CodesInLists, ListSegment
 from shoal.shard.kind_names import KIND_NAMES, KindName, name_of, number_of
 from shoal.shard.kinds import kind_of
@@ -159,6 +160,25 @@ def test_positions_are_scored_by_their_wide_codes(corpus: Corpus, codebook: Code
         # Where a number lies in the middle of two codes, either may be taken.
         assert steps.max() <= 1
         assert (steps == 1).mean() <= 0.001
+
+
+def test_a_walk_is_made_broader_until_enough_of_what_it_saw_matches(codebook: Codebook) -> None:
+    if kind_of(codebook).has_lists:
+        return
+    random = np.random.default_rng(5)
+    near, far = unit(random.standard_normal((2, DIMENSION)))
+    noise = 0.05 * random.standard_normal((2_000, DIMENSION))
+    vectors = unit(np.concatenate([near + noise[:1_400], far + noise[1_400:]]))
+    builder = SegmentBuilder(codebook, DIMENSION, 2_000)
+    builder.add(vectors)
+    segment, queries = builder.finish(), vectors[:5]
+    assert isinstance(segment, GraphSegment)
+    live = Live(2_000).changed(2_000, np.arange(1_400))
+    _, positions = segment.candidates(queries, Walk(64, known=20), 10, live)
+    wide = segment.wide[np.arange(1_400, 2_000)]
+    scores = codebook.wide.scores(queries, np.broadcast_to(wide, (5, *wide.shape)))
+    truth = 1_400 + np.argsort(-scores, axis=1)[:, :10]
+    assert recall(positions, truth) >= 0.95
 
 
 class ScarceGpu:
