@@ -261,8 +261,7 @@ class World:
                 each.ready and each.table_version >= self.oracle.table_version
                 for each in described.shards
             )
-            # A replica that has just loaded what expired long ago counts it until its first step.
-            if self.has_expired or self.oracle.expired:
+            if self.has_expired:
                 up = up and described.index.document_count == len(self.oracle.present)
             return described if up else None
 

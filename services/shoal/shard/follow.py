@@ -140,12 +140,12 @@ class IndexFollower:
         for cursor, each in groups.items():
             members = self._not_left_behind(table, cursor, each)
             if not members or cursor.version == table.version:
-                _mark_ready(members)
+                _mark_ready(members, self._now_us())
                 continue
             rows, reached = _changes(table, cursor, members)
             for layout, held, shard in members:
                 self._apply(layout, held, shard, rows, reached)
-            _mark_ready(members)
+            _mark_ready(members, self._now_us())
 
     def _not_left_behind(
         self, table: PassageTable, cursor: Cursor, members: Sequence[_Member]
@@ -244,9 +244,11 @@ class IndexFollower:
         self._recall_watch.check(layout, self.table, wanted)
 
 
-def _mark_ready(members: Sequence[_Member]) -> None:
+def _mark_ready(members: Sequence[_Member], now_us: int) -> None:
     for _, held, shard in members:
         if held.shard is shard:
+            # What expired while nobody held it is not to be counted either.
+            shard.present(now_us)
             held.ready = True
 
 
