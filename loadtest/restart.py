@@ -224,7 +224,7 @@ def _measure(
     index.await_answer(first.read_line(_LOAD_TIMEOUT_S), vectors.asked[:1])
     index.await_stored()
     further = vectors.more(behind_rows, seed=2)
-    first_row = append_rows(PassageTable.open(str(table)), further, len(vectors.rows))
+    first_row = append_rows(PassageTable.open(str(table), repair=True), further, len(vectors.rows))
     first.kill()
     # The last rows are what has to be caught up with: a right answer has found them.
     expected = np.arange(first_row, first_row + behind_rows, dtype=np.uint64)[-_BATCH:]

@@ -69,7 +69,7 @@ def test_a_version_is_built_and_promoted_from_the_command_line(
     cluster: RunningCluster, client: Client, state: Callable[[str], None]
 ) -> None:
     built = _shoal(cluster, "build", "versioned", "--wait")
-    assert "Version 1 of versioned is ready: 950 passages, recall@10" in built
+    assert "Version 1 of versioned is ready: ivf-pq, 950 passages, recall@10" in built
     assert "Version 1 of versioned serves." in _shoal(cluster, "promote", "versioned", "1")
     _finds(client, 3)
     started_s = time.monotonic()
