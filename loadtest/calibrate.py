@@ -1,6 +1,6 @@
 """What do the kinds of an index cost, measured, for `shoal index plan` to reckon with?
 
-    flock /tmp/heavy.lock python -m loadtest.calibrate
+    python -m loadtest.calibrate
 
 builds each kind at a few sizes and dimensions, with one thread, and writes what it took into the
 package: cluster/shoal/cluster/index_costs.json. Times are processor time, which can be believed on
