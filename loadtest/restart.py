@@ -280,7 +280,7 @@ def _memory(
     """Memory a vector, and over that of its codes. Of what is stored: both have the same tail."""
     codebook = load_codebook(codebook_folder)
     wide_bytes = vectors.chosen.dimension * codebook.wide.dtype.itemsize
-    code_bytes = int(codebook.new_lists().code_size) + wide_bytes
+    code_bytes = int(codebook.template.code_size) + wide_bytes
     count = len(vectors.rows)
     each = per_vector(loaded, {OWN: small[OWN]}, count)
     return {
