@@ -28,7 +28,7 @@ def _shoal(cluster: RunningCluster, *arguments: str) -> dict[str, object]:
     return found
 
 
-def test_words_and_vectors_rank_better_than_either_and_reranking_keeps_it(
+def test_words_make_vectors_rank_better_and_reranking_keeps_it(
     cluster: RunningCluster,
 ) -> None:
     # The first 200 questions, to be quick; `make demo` evaluates all 1,190.
