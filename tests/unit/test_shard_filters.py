@@ -7,6 +7,7 @@ import pytest
 from shoal.filters.fields import Field, Kind
 from shoal.filters.parsing import parse
 from shoal.shard import matching_lists, selective
+from shoal.shard.changes import catch_up
 from shoal.shard.codebook import train_codebook
 from shoal.shard.codes import load_codebook
 from shoal.shard.field_columns import Condition
@@ -136,19 +137,8 @@ def check(corpus, shards, codebook=None, texts=TEXTS, recall=1.0, top_k=10):
 
 
 def followed(shard, corpus, number, shard_count):
-    """Apply what came since, as the follower does."""
-    from tests.unit.test_shard_state import HeldLayout, HeldShard, LayoutId, _changes, schema
-
-    table = PassageTable.open(corpus.uri)
-    held = HeldShard(number, shard, ready=True)
-    layout = HeldLayout(LayoutId(UID, 0, shard_count), "", corpus.dimension)
-    rows, cursor = _changes(table, shard.view.cursor, [(layout, held, shard)])
-    if rows is not None:
-        from shoal.table.slots import shard_of
-
-        slots = rows.column(schema.SLOT).to_numpy()
-        rows = rows.filter(shard_of(slots, shard_count) == number)
-    shard.apply(rows, cursor)
+    """Apply what came since, as a load does."""
+    catch_up(PassageTable.open(corpus.uri), shard, number, shard_count)
 
 
 @pytest.fixture(params=["exact", "codes"])

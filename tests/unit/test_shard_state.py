@@ -4,11 +4,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from shoal.shard.changes import apply_changes, catch_up, read_changes
 from shoal.shard.codebook import train_codebook
 from shoal.shard.codes import load_codebook
 from shoal.shard.config import ShardSettings
 from shoal.shard.filling import SegmentBuilder
-from shoal.shard.follow import _changes
 from shoal.shard.held import HeldLayout, HeldShard, LayoutId
 from shoal.shard.kernel import faiss
 from shoal.shard.load import build_shards
@@ -16,8 +16,6 @@ from shoal.shard.search import Target, search
 from shoal.shard.shard import Shard
 from shoal.shard.tombstones import Live
 from shoal.shard.upkeep import Upkeep
-from shoal.table import schema
-from shoal.table.slots import shard_of
 from shoal.table.table import PassageTable
 
 from tests.harness.shard_corpus import UID, Corpus, unit
@@ -42,14 +40,11 @@ class Layout:
 
     def follow(self):
         self.table.refresh()
-        members = [(self.held, held, held.shard) for held in self.held.shards.values()]
-        rows, cursor = _changes(self.table, self.shards[0].view.cursor, members)
-        for held in self.held.shards.values():
-            mine = rows
-            if rows is not None:
-                slots = rows.column(schema.SLOT).to_numpy()
-                mine = rows.filter(shard_of(slots, self.held.id.shard_count) == held.number)
-            held.shard.apply(mine, cursor)
+        count = self.held.id.shard_count
+        members = [(number, count) for number in self.held.shards]
+        rows, cursor = read_changes(self.table, self.shards[0].view.cursor, members)
+        for number, held in self.held.shards.items():
+            apply_changes(held.shard, number, count, rows, cursor)
 
     def find(self, queries, top_k):
         targets = [Target(number, held.shard.view) for number, held in self.held.shards.items()]
@@ -298,3 +293,17 @@ def test_a_fold_takes_one_thread_whatever_others_are_given(tmp_path):
         assert (used, faiss.omp_get_max_threads()) == ([1], 2)
     finally:
         faiss.omp_set_num_threads(before)
+
+
+def test_a_shard_that_nobody_follows_with_yet_catches_up_by_itself(tmp_path):
+    corpus = Corpus(tmp_path)
+    corpus.fill(60)
+    layout = Layout(corpus, 2)
+    corpus.write({f"doc-{at}": corpus.document("n", 2) for at in range(20)}, ("doc-30", "doc-31"))
+    table = PassageTable.open(corpus.uri)
+    for number, shard in enumerate(layout.shards):
+        catch_up(table, shard, number, 2)
+        assert shard.view.cursor.version == table.version
+    check_counts(layout, corpus)
+    (found,) = layout.find(query := corpus.vectors(1), 12)
+    assert_exact(found, corpus.best(query[0], 12))

@@ -319,10 +319,26 @@ def _give_way() -> None:
     core, and a query wakes up in six threads one after another; a step of this policy stops at
     once.
     """
-    if sys.platform == "linux":
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    else:
+    if sys.platform != "linux":
         os.nice(max(0, 10 - os.nice(0)))  # The process may have run steps before.
+        return
+    _leave_session()
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
+def _leave_session() -> None:
+    """Have the kernel weigh this process by itself, as little as it may.
+
+    Where it groups processes by session (autogroup, sched(7)), priorities and policies count within
+    a session alone. Ray's processes share one: with a build in it, whatever runs in another, such
+    as a caller, waited up to a second for a core.
+    """
+    if os.getsid(0) != os.getpid():
+        # Ray has each worker lead a group, and who leads one may not leave the session.
+        os.setpgid(0, os.getpgid(os.getppid()))
+        os.setsid()
+    with contextlib.suppress(OSError):  # A kernel without such groups.
+        Path("/proc/self/autogroup").write_text("19", encoding="ascii")
 
 
 def _first_cause(error: BaseException) -> str:

@@ -18,10 +18,9 @@ class ShardSettings(BaseModel):
     laptop the other processes need the rest."""
     background_threads: int = Field(default=1, ge=1, le=64)
     """Loads, folds, moves and snapshots that run at once: the budget of all upkeep. Once something
-    serves, each is one thread of a lower priority: one core that nobody wants, or a fifth of one
-    that searches want. Each may hold a second copy of one shard, until the last search in the old
-    one has ended: so many times the largest shard bound the memory. One: full tails are folded one
-    after another."""
+    serves, each is one thread. Each may hold a second copy of one shard, until the last search in
+    the old one has ended: so many times the largest shard bound the memory. One: full tails are
+    folded one after another."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where the inverted lists of trained indexes are. `cuda` needs the `gpu` extra, and loading a
     trained index fails without it; exact search stays on the CPU."""
@@ -44,9 +43,9 @@ class ShardSettings(BaseModel):
     """Least seconds between two checks of one layout: drift is slower than that."""
     recall_core_share: float = Field(default=0.02, gt=0, le=1)
     """Part of one core's time that checks take of all indexes together, over time. A check is one
-    thread of the lowest priority that reads all vectors of the index, about 10 s for a million of
-    384 numbers and 256 queries; it then rests for 50 times as long. It takes about 100 MiB, and a
-    main segment that is folded meanwhile stays in memory until its end."""
+    thread, resting half of the time, that reads all vectors of the index, about 20 s for a million
+    of 384 numbers and 256 queries; it then rests for 50 times as long. It takes about 100 MiB, and
+    a main segment that is folded meanwhile stays in memory until its end."""
     max_search_effort: float = Field(default=8.0, ge=1, le=16)
     """Most times as hard as measured that an index is searched whose recall falls below its target.
     A search then costs up to so many times as much: an index that needs more needs a new version.

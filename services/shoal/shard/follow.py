@@ -13,23 +13,19 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from typing import Final
 
-import numpy as np
 import pyarrow as pa
-from shoal.shard.directory import COLUMNS
+from shoal.shard.changes import apply_changes, read_changes
 from shoal.shard.held import HeldLayout, HeldShard, IndexPlan, LayoutId
 from shoal.shard.recall_watch import RecallWatch
 from shoal.shard.shard import Main, Shard
 from shoal.shard.upkeep import RETRY_S, Upkeep
-from shoal.table import schema
 from shoal.table.cursor import Cursor
 from shoal.table.errors import TableNotFoundError
-from shoal.table.present import latest_mask
-from shoal.table.slots import shard_of, slot_range
+from shoal.table.slots import slot_range
 from shoal.table.table import PassageTable
 
 _log = logging.getLogger(__name__)
 
-_COLUMNS: Final = (*COLUMNS, schema.SEQUENCE, schema.SLOT, schema.TOMBSTONE, schema.VECTOR)
 _JOIN_TIMEOUT_S: Final = 10.0
 
 _Member = tuple[HeldLayout, HeldShard, Shard]
@@ -137,12 +133,14 @@ class IndexFollower:
                 # So that counts are right where nobody searches.
                 cursor = shard.present(now_us).cursor
                 groups.setdefault(cursor, []).append((layout, held, shard))
-        for cursor, each in groups.items():
+        # Whoever waits for a version waits for shards that are searched: they go first.
+        for cursor, each in sorted(groups.items(), key=lambda group: not _any_ready(group[1])):
             members = self._not_left_behind(table, cursor, each)
             if not members or cursor.version == table.version:
                 _mark_ready(members, self._now_us())
                 continue
-            rows, reached = _changes(table, cursor, members)
+            shards = [(held.number, layout.id.shard_count) for layout, held, _ in members]
+            rows, reached = read_changes(table, cursor, shards)
             for layout, held, shard in members:
                 self._apply(layout, held, shard, rows, reached)
             _mark_ready(members, self._now_us())
@@ -170,11 +168,7 @@ class IndexFollower:
         reached: Cursor,
     ) -> None:
         try:
-            if rows is not None:
-                slots = rows.column(schema.SLOT).to_numpy()
-                mine = shard_of(slots, layout.id.shard_count) == held.number
-                rows = rows if mine.all() else rows.filter(pa.array(mine))
-            shard.apply(rows, reached)
+            apply_changes(shard, held.number, layout.id.shard_count, rows, reached)
         except Exception as error:  # noqa: BLE001  # the other shards go on
             _log.exception("cannot follow with %s, shard %d", layout.id, held.number)
             held.fail(f"it cannot follow the table: {error}", self._upkeep.clock() + RETRY_S)
@@ -244,28 +238,13 @@ class IndexFollower:
         self._recall_watch.check(layout, self.table, wanted)
 
 
+def _any_ready(members: Sequence[_Member]) -> bool:
+    return any(held.ready for _, held, _ in members)
+
+
 def _mark_ready(members: Sequence[_Member], now_us: int) -> None:
     for _, held, shard in members:
         if held.shard is shard:
             # What expired while nobody held it is not to be counted either.
             shard.present(now_us)
             held.ready = True
-
-
-def _changes(
-    table: PassageTable, cursor: Cursor, members: Sequence[_Member]
-) -> tuple[pa.Table | None, Cursor]:
-    """Read what came since the cursor: of each document, the rows of its highest sequence."""
-    bounds = [slot_range(held.number, layout.id.shard_count) for layout, held, _ in members]
-    slots = (min(first for first, _ in bounds), max(end for _, end in bounds))
-    terms = (schema.TERMS,) if table.analyzer else ()
-    columns = (*_COLUMNS, *terms, *(schema.field_column(each) for each in table.fields))
-    batches, reached = table.changes(cursor, columns, slots=slots)
-    held_batches = list(batches)
-    if not held_batches:
-        return None, reached
-    rows = pa.Table.from_batches(held_batches)
-    latest = latest_mask(rows.column(schema.DOCUMENT_ID), rows.column(schema.SEQUENCE).to_numpy())
-    # By row id: one tail, whatever order the rows were read in.
-    order = np.argsort(rows.column(schema.ROW_ID).to_numpy()[latest])
-    return rows.filter(pa.array(latest)).take(pa.array(order)), reached

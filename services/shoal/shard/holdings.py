@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,11 +22,6 @@ from shoal.table.slots import SLOT_COUNT
 
 _log = logging.getLogger(__name__)
 
-# A fifth of the processor time of a search's thread, where there is none to spare.
-_PATIENT_NICE: Final = 8
-# Below it: as little as Linux gives, a seventieth of a search's.
-_CHECKING_NICE: Final = 19
-_LOWEST_NICE: Final = 19
 # For which a thread of the background that runs Python may keep a search's thread waiting: a search
 # takes turns in three threads. Python's default is 5 ms.
 _SWITCH_INTERVAL_S: Final = 0.0005
@@ -94,14 +87,10 @@ class Holdings:
         self._on_progress = on_progress
         self._upkeep = Upkeep(settings)
         self._background = ThreadPoolExecutor(settings.background_threads, "shard-upkeep")
-        self._patient = ThreadPoolExecutor(
-            settings.background_threads, "shard-patient", initializer=_give_way
-        )
+        self._patient = ThreadPoolExecutor(settings.background_threads, "shard-patient")
         self._recall_watch = RecallWatch(settings)
         # One thread, and its own: a long check must not keep folds and loads waiting.
-        self._checking = ThreadPoolExecutor(
-            1, "shard-recall", initializer=_give_way, initargs=(_CHECKING_NICE,)
-        )
+        self._checking = ThreadPoolExecutor(1, "shard-recall")
         self._closing = ThreadPoolExecutor(1, "shard-close")
         self._indexes: dict[str, IndexFollower] = {}
         self._swept = False
@@ -164,18 +153,6 @@ class Holdings:
         for layout in follower.layouts.values():
             if (folder := self._upkeep.snapshots(layout)) is not None:
                 folder.drop()
-
-
-def _give_way(nice: int = _PATIENT_NICE) -> None:
-    """Let searches go first on a busy core: a priority is a thread's own on Linux.
-
-    nice: so far below that of the process, whatever it is: Ray starts its workers at 15, unless it
-    is told not to.
-    """
-    if sys.platform == "linux":
-        mine = threading.get_native_id()
-        lower = os.getpriority(os.PRIO_PROCESS, mine) + nice
-        os.setpriority(os.PRIO_PROCESS, mine, min(_LOWEST_NICE, lower))
 
 
 def _sweep(root: Path, held_uids: set[str]) -> None:

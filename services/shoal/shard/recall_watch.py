@@ -1,7 +1,7 @@
 """When are live queries checked, and what follows from a check?
 
-One check at a time on a server, of one layout, in a thread of the lowest priority. After each the
-thread rests for so long that checks take no more than their share of a core.
+One check at a time on a server, of one layout, in a thread that rests as much as it works. After
+each it rests for so long that checks take no more than their share of a core.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from shoal.shard.exact_check import Sample, compare, served, true_neighbours
 from shoal.shard.held import HeldLayout
 from shoal.shard.kernel import faiss
 from shoal.shard.live_recall import Estimate, LiveRecall, Outcome, QueryWindow
+from shoal.shard.pace import Pace
 from shoal.shard.search import Target
 from shoal.shard.tuning import MIN_QUERIES, NO_EFFORT, alert_of, tune
 from shoal.table.table import PassageTable
@@ -108,7 +109,13 @@ class RecallWatch:
             return
         added_count = live.window.added_count
         sample = Sample(live.window.queries(), targets, layout.id.shard_count)
-        truth = true_neighbours(table, sample, wanted)
+        pace = Pace()
+
+        def goes_on() -> bool:
+            pace.rest()
+            return wanted()
+
+        truth = true_neighbours(table, sample, goes_on)
         if truth is None:
             return
         outcomes: dict[float, Outcome] = {}

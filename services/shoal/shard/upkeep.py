@@ -16,6 +16,7 @@ from typing import Final
 
 from shoal.rpc.errors import ServiceError
 from shoal.shard import gpu
+from shoal.shard.changes import catch_up
 from shoal.shard.codes import Codebook, load_codebook
 from shoal.shard.config import ShardSettings
 from shoal.shard.held import HeldLayout, HeldShard, LayoutId
@@ -116,6 +117,8 @@ class Upkeep:
                 held.saved = placed if held.saved is main else held.saved
             if held.saved is shard.view.main:
                 held.saved_s = self.clock()
+            # Here, as what is searched already would wait while the follower does it.
+            catch_up(table, shard, held.number, layout.id.shard_count)
             yield held, shard
 
     def _codebook_of(self, layout: HeldLayout, siblings: Sequence[HeldLayout]) -> Codebook:

@@ -1,0 +1,66 @@
+"""What does a table tell a shard that has seen it up to some cursor?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+from shoal.shard.directory import COLUMNS
+from shoal.shard.shard import Shard
+from shoal.table import schema
+from shoal.table.cursor import Cursor
+from shoal.table.present import latest_mask
+from shoal.table.slots import shard_of, slot_range
+from shoal.table.table import PassageTable
+
+_COLUMNS: Final = (*COLUMNS, schema.SEQUENCE, schema.SLOT, schema.TOMBSTONE, schema.VECTOR)
+
+
+def read_changes(
+    table: PassageTable, cursor: Cursor, shards: Sequence[tuple[int, int]]
+) -> tuple[pa.Table | None, Cursor]:
+    """Read what came since the cursor: of each document, the rows of its highest sequence.
+
+    shards: numbers of the shards that it is read for, each with the number of shards that there
+    are. None: there is nothing, and the new cursor holds all the same.
+    """
+    bounds = [slot_range(number, shard_count) for number, shard_count in shards]
+    slots = (min(first for first, _ in bounds), max(end for _, end in bounds))
+    terms = (schema.TERMS,) if table.analyzer else ()
+    columns = (*_COLUMNS, *terms, *(schema.field_column(each) for each in table.fields))
+    batches, reached = table.changes(cursor, columns, slots=slots)
+    held_batches = list(batches)
+    if not held_batches:
+        return None, reached
+    rows = pa.Table.from_batches(held_batches)
+    latest = latest_mask(rows.column(schema.DOCUMENT_ID), rows.column(schema.SEQUENCE).to_numpy())
+    # By row id: one tail, whatever order the rows were read in.
+    order = np.argsort(rows.column(schema.ROW_ID).to_numpy()[latest])
+    return rows.filter(pa.array(latest)).take(pa.array(order)), reached
+
+
+def apply_changes(
+    shard: Shard, number: int, shard_count: int, rows: pa.Table | None, reached: Cursor
+) -> None:
+    """Have a shard take what is its own of the rows that were read."""
+    if rows is not None:
+        slots = rows.column(schema.SLOT).to_numpy()
+        mine = shard_of(slots, shard_count) == number
+        rows = rows if mine.all() else rows.filter(pa.array(mine))
+    shard.apply(rows, reached)
+
+
+def catch_up(table: PassageTable, shard: Shard, number: int, shard_count: int) -> None:
+    """Bring a shard that nobody follows with yet to the table's present state.
+
+    A shard that lacks deletions which the table has forgotten is left as it is: it has to be made
+    anew, and whoever follows sees to that.
+    """
+    table.refresh()
+    cursor = shard.view.cursor
+    if table.trimmed.passed(cursor.sequence, slot_range(number, shard_count)):
+        return
+    rows, reached = read_changes(table, cursor, [(number, shard_count)])
+    apply_changes(shard, number, shard_count, rows, reached)
