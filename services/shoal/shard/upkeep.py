@@ -16,6 +16,7 @@ from typing import Final
 
 from shoal.rpc.errors import ServiceError
 from shoal.shard import gpu
+from shoal.shard.allocator import give_back
 from shoal.shard.codes import Codebook, load_codebook
 from shoal.shard.config import ShardSettings
 from shoal.shard.held import HeldLayout, HeldShard, LayoutId
@@ -92,6 +93,7 @@ class Upkeep:
         finally:
             for held in wanted:
                 held.busy = False
+            give_back()
 
     def _shards(
         self,
