@@ -1,8 +1,8 @@
 """How does memory that a job of the background has used get back to the system?
 
 What is freed stays with the allocators, for the next who wants memory. A search takes as much every
-time; a job takes a hundred times as much for seconds, and then nothing for minutes. Of a server of a
-million vectors of 384 numbers, what one check of its recall left behind was 190 MB.
+time; a job takes a hundred times as much for seconds, and then nothing for minutes. A check of the
+recall of a million vectors of 384 numbers left 190 MB behind.
 
 glibc has many heaps, so that threads need not wait for each other, and a thread that comes to an
 end leaves its to the next: https://sourceware.org/glibc/wiki/MallocInternals. `malloc_trim` gives
