@@ -328,10 +328,10 @@ class PassageTable:
         with storage_errors(self.uri):
             root = durability.local_path(self.uri)
             due = removal.due_fragments(self._dataset, part)
-            for fragment in due:
-                self._move_to(removal.rewrite(root, self._dataset, fragment))
+            for fragments in due:
+                self._move_to(removal.rewrite(root, self._dataset, fragments))
                 self.refresh()
-            return len(due)
+            return sum(map(len, due))
 
     def drop_history(self) -> int:
         """Remove all versions but the latest, and what failed commits have left; returns bytes.
