@@ -6,7 +6,8 @@ closer to each other than that, two bytes ("fp16") do better.
 
 One byte a number has a range, and what is beyond it is clipped. So the range is that of all vectors
 that there are, and not of a sample, with room for those to come: of 5,000 further vectors of 16
-numbers, 3.5% were beyond the range of 700, and their scores were wrong by up to 0.16.
+numbers, 3.5% were beyond the range of 700, and their scores were wrong by up to 0.16. The room
+costs 0.002 to 0.004 of the exact recall at 10 of the codes, the most where few vectors are known.
 """
 
 from __future__ import annotations
