@@ -188,7 +188,7 @@ def test_bounds_are_of_all_that_was_seen_in_pieces():
     bounds = bounds_of(vectors[:40]).with_vectors(vectors[40:40]).with_vectors(vectors[40:])
     np.testing.assert_array_equal(bounds.lowest, vectors.min(axis=0))
     np.testing.assert_array_equal(bounds.highest, vectors.max(axis=0))
-    assert bounds.count == 90
+    assert bounds.vector_count == 90
     with_room = bounds.with_room()
     assert (with_room.lowest <= bounds.lowest).all()
     assert (with_room.lowest >= -1).all()
@@ -207,7 +207,7 @@ def test_bounds_are_of_all_vectors_of_the_table_sampled_or_not(tmp_path, monkeyp
     assert len(sample) == len(row_ids) == 50
     assert count == corpus.passage_count
     # Superseded passages are among them.
-    assert seen.count == len(vectors) + 1
+    assert seen.vector_count == len(vectors) + 1
     assert (seen.lowest <= vectors.min(axis=0)).all()
     assert (seen.highest >= vectors.max(axis=0)).all()
     assert (seen.highest > sample.max(axis=0)).any()

@@ -41,7 +41,7 @@ class Bounds(NamedTuple):
     lowest: NDArray[np.float32]
     highest: NDArray[np.float32]
     # Vectors that were seen.
-    count: int
+    vector_count: int
 
     @classmethod
     def none(cls, dimension: int) -> Bounds:
@@ -56,7 +56,7 @@ class Bounds(NamedTuple):
         return Bounds(
             np.minimum(self.lowest, vectors.min(axis=0)),
             np.maximum(self.highest, vectors.max(axis=0)),
-            self.count + len(vectors),
+            self.vector_count + len(vectors),
         )
 
     def with_room(self) -> Bounds:
@@ -66,13 +66,13 @@ class Bounds(NamedTuple):
         Mathematical Methods of Statistics, 28.6): from n to more it moves by the square root of the
         ratio of the logarithms.
         """
-        expected = max(_ROOM_FOR, _GROWTH * self.count)
-        ratio = math.sqrt(math.log(expected) / math.log(max(2, self.count)))
+        expected = max(_ROOM_FOR, _GROWTH * self.vector_count)
+        ratio = math.sqrt(math.log(expected) / math.log(max(2, self.vector_count)))
         room = np.float32((ratio - 1) / 2) * (self.highest - self.lowest)
         # Vectors are of unit length, but for what rounding has left.
         lowest = np.minimum(np.maximum(self.lowest - room, -_UNIT), self.lowest)
         highest = np.maximum(np.minimum(self.highest + room, _UNIT), self.highest)
-        return Bounds(lowest, highest, self.count)
+        return Bounds(lowest, highest, self.vector_count)
 
 
 class WideCode:
