@@ -16,6 +16,7 @@ PARTS: Final = {
     "lists.bin": "codes and ids",
     "wide.npy": "wide codes",
     "records.npy": "directory",
+    "row_ids.npy": "directory",
     "ids.arrow": "directory",
     "sorted_hashes.npy": "directory",
     "hash_order.npy": "directory",

@@ -1,6 +1,7 @@
 """Does recall depend on how selective a filter is, and what does a filtered search cost?
 
     python -m loadtest.selectivity --cache FOLDER [--vectors 200000] [--shards 4] [--queries 400]
+        [--kind hnsw]
 
 Searches of a shard server's kind (`shoal.shard.search`, all shards in one process, one thread) over
 a table with three fields, so that filters of each selectivity are of three kinds:
@@ -33,6 +34,7 @@ from shoal.filters.parsing import parse
 from shoal.shard.codebook import train_codebook
 from shoal.shard.codes import Codebook, load_codebook
 from shoal.shard.field_columns import Condition
+from shoal.shard.kind_names import KIND_NAMES, KindName
 from shoal.shard.load import build_shards
 from shoal.shard.search import Target, search
 from shoal.shard.shard import Shard
@@ -93,17 +95,22 @@ def values_of(rows: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[n
     return random.permutation(count) / count, by_topic
 
 
-def prepare(chosen: VectorSet, cache: Path, shards: int) -> tuple[Setting, Vectors, Any]:
-    """Write the table, train and build; the first two are kept in the cache."""
+def prepare(
+    chosen: VectorSet, cache: Path, shards: int, kind: KindName | None
+) -> tuple[Setting, Vectors, Any]:
+    """Write the table, train and build; the first two are kept in the cache.
+
+    kind: None: the one that a build would choose.
+    """
     vectors = Vectors(chosen, cache)
     rows = np.asarray(vectors.rows)
     fields = values_of(rows)
     uri = ensure_table(
         vectors, _TABLE, _FIELDS, lambda row: (float(fields[0][row]), float(fields[1][row]))
     )
-    folder = vectors.folder / f"{_TABLE}-codebook"
+    folder = vectors.folder / f"{_TABLE}-codebook-{kind or 'chosen'}"
     if not folder.exists():
-        train_codebook(str(uri), folder, threads=2)
+        train_codebook(str(uri), folder, kind=kind, threads=2)
     table, codebook = PassageTable.open(str(uri)), load_codebook(folder)
     mains = build_shards(table, codebook, range(shards), shards)
     numbers = {}
@@ -174,30 +181,32 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=4)
     parser.add_argument("--queries", type=int, default=400)
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--kind", choices=KIND_NAMES, default=None)
     arguments = parser.parse_args()
     faiss.omp_set_num_threads(2)
     chosen = VectorSet(count=arguments.vectors)
-    setting, vectors, fields = prepare(chosen, arguments.cache, arguments.shards)
+    setting, vectors, fields = prepare(chosen, arguments.cache, arguments.shards, arguments.kind)
     faiss.omp_set_num_threads(1)
     queries = np.ascontiguousarray(vectors.queries[: arguments.queries])
     target = setting.codebook.manifest.recall_target
     bare = recall(setting, queries, None, np.arange(chosen.count))
-    print(f"{chosen.count:,} vectors, {arguments.shards} shards, recall target {target}")
+    kind = setting.codebook.manifest.kind
+    print(f"{chosen.count:,} vectors, {kind}, {arguments.shards} shards, recall target {target}")
     print(f"recall@{TOP_K} without a filter {bare:.4f}\n")
     print("| selectivity | matches lie | queries | recall@10 | ms | relative cost |")
     print("| --- | --- | --- | --- | --- | --- |")
     worst = bare
     for share in SELECTIVITIES:
-        for kind, (text, matching, asked) in cases(share, queries, setting.rows, fields).items():
+        for place, (text, matching, asked) in cases(share, queries, setting.rows, fields).items():
             if len(asked) < arguments.batch:
-                print(f"| {share:.1%} | {kind} | {len(asked)} | too few queries | | |")
+                print(f"| {share:.1%} | {place} | {len(asked)} | too few queries | | |")
                 continue
             condition = Condition(text, parse(text, _FIELDS))
             reached = recall(setting, asked, condition, matching)
             bare_ms, filtered_ms = cost(setting, asked, condition, arguments.batch)
             worst = min(worst, reached)
             print(
-                f"| {share:.1%} | {kind} | {len(asked)} | {reached:.4f} | {filtered_ms:.3f} "
+                f"| {share:.1%} | {place} | {len(asked)} | {reached:.4f} | {filtered_ms:.3f} "
                 f"| {filtered_ms / bare_ms:.2f} |",
                 flush=True,
             )

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from shoal.rpc.errors import ServiceError
-from shoal.shard.codebook import TooFewPassagesError, train_codebook
+from shoal.shard.codebook import TooFewPassagesError, _read_sample, train_codebook
 from shoal.shard.codes import (
     CodebookDamagedError,
     list_count_for,
@@ -16,7 +16,7 @@ from shoal.shard.codes import (
 )
 from shoal.shard.kernel import faiss
 from shoal.shard.kinds import named
-from shoal.shard.wide_code import WideCode
+from shoal.shard.wide_code import Bounds, WideCode
 from shoal.v1.errors_pb2 import Reason
 
 from tests.harness.shard_corpus import Corpus, unit
@@ -144,12 +144,16 @@ def test_small_indexes_are_not_trained():
     assert should_train(1_000, 384, threshold_passages=1_000)
 
 
+def bounds_of(vectors):
+    return Bounds.none(vectors.shape[1]).with_vectors(vectors)
+
+
 @pytest.mark.parametrize(("kind", "tolerance"), [("sq8", 0.01), ("fp16", 0.001)])
 def test_wide_codes_keep_inner_products(kind, tolerance):
     random = np.random.default_rng(0)
     vectors = unit(random.standard_normal((300, 48)))
     queries = unit(random.standard_normal((5, 48)))
-    wide = WideCode.train(kind, vectors)
+    wide = WideCode.train(kind, bounds_of(vectors))
     codes = wide.encode(vectors)
     scores = wide.scores(queries, np.broadcast_to(codes, (5, *codes.shape)))
     np.testing.assert_allclose(scores, queries @ vectors.T, atol=tolerance)
@@ -158,5 +162,52 @@ def test_wide_codes_keep_inner_products(kind, tolerance):
 
 def test_a_number_that_never_varies_is_kept():
     vectors = np.tile(np.array([[0.5, -0.5]], dtype=np.float32), (4, 1))
-    wide = WideCode.train("sq8", vectors)
+    wide = WideCode.train("sq8", bounds_of(vectors))
     np.testing.assert_allclose(wide.decode(wide.encode(vectors)), vectors)
+
+
+def test_vectors_that_come_later_are_in_the_range_too():
+    random = np.random.default_rng(0)
+    centres = random.standard_normal((40, 16))
+
+    def drawn(count):
+        noise = 0.5 * random.standard_normal((count, 16))
+        return unit(centres[random.integers(40, size=count)] + noise)
+
+    seen, further = drawn(700), drawn(20_000)
+    # What the range of those that were seen would make of the others.
+    clipped = np.clip(further, seen.min(axis=0), seen.max(axis=0))
+    assert np.abs(((clipped - further) * further).sum(axis=1)).max() > 0.05
+    wide = WideCode.train("sq8", bounds_of(seen))
+    decoded = wide.decode(wide.encode(further))
+    assert np.abs(((decoded - further) * further).sum(axis=1)).max() < 0.02
+
+
+def test_bounds_are_of_all_that_was_seen_in_pieces():
+    vectors = unit(np.random.default_rng(0).standard_normal((90, 8)))
+    bounds = bounds_of(vectors[:40]).with_vectors(vectors[40:40]).with_vectors(vectors[40:])
+    np.testing.assert_array_equal(bounds.lowest, vectors.min(axis=0))
+    np.testing.assert_array_equal(bounds.highest, vectors.max(axis=0))
+    assert bounds.vector_count == 90
+    with_room = bounds.with_room()
+    assert (with_room.lowest <= bounds.lowest).all()
+    assert (with_room.lowest >= -1).all()
+    assert (with_room.highest >= bounds.highest).all()
+    assert (with_room.highest <= 1).all()
+
+
+def test_bounds_are_of_all_vectors_of_the_table_sampled_or_not(tmp_path, monkeypatch):
+    corpus = Corpus(tmp_path, dimension=32)
+    corpus.fill(400)
+    vectors = np.concatenate([each.vectors for each in corpus.present.values()])
+    corpus.write({"doc-0": corpus.document("again")}, ("doc-1",))
+    corpus.table.refresh()
+    monkeypatch.setattr("shoal.shard.codebook.SAMPLE_BYTES", 4 * 32 * 50)
+    count, sample, row_ids, seen = _read_sample(corpus.table, 0)
+    assert len(sample) == len(row_ids) == 50
+    assert count == corpus.passage_count
+    # Superseded passages are among them.
+    assert seen.vector_count == len(vectors) + 1
+    assert (seen.lowest <= vectors.min(axis=0)).all()
+    assert (seen.highest >= vectors.max(axis=0)).all()
+    assert (seen.highest > sample.max(axis=0)).any()

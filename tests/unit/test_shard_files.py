@@ -1,16 +1,19 @@
 """Is a stored segment what was written, whatever happens to its files, and as good to search?"""
 
 import errno
+import json
 import shutil
+from mmap import mmap
 
 import numpy as np
 import pytest
+import xxhash
 from shoal.shard.codebook import train_codebook
 from shoal.shard.codes import load_codebook
 from shoal.shard.lists import sizes_of
 from shoal.shard.load import build_shards
 from shoal.shard.search import Target, search
-from shoal.shard.segment_folder import HashedFile
+from shoal.shard.segment_folder import MANIFEST, HashedFile
 from shoal.shard.shard import Main, Shard
 from shoal.shard.snapshot import SnapshotFolder
 from shoal.table.cursor import EMPTY_CURSOR
@@ -72,6 +75,44 @@ def test_a_stored_segment_finds_the_same(stored, mapped):
     assert_same(loaded, main, codebook, corpus.vectors(40))
 
 
+def test_searches_find_row_ids_apart_from_the_records_and_in_their_files(stored):
+    _, codebook, main, folder = stored
+    loaded = folder.load(0, codebook, DIMENSION)
+    for each in (main, loaded):
+        directory = each.directory
+        np.testing.assert_array_equal(directory.row_ids, directory.records["row_id"])
+        # Else looking for one would copy all of them.
+        assert directory.row_ids.flags.c_contiguous
+        assert not np.shares_memory(directory.row_ids, directory.records)
+    for array in (loaded.directory.row_ids, loaded.directory.records):
+        assert isinstance(_owner(array), mmap)
+
+
+def test_a_segment_of_an_older_release_has_row_ids_in_its_records_alone(stored):
+    corpus, codebook, main, folder = stored
+    (place,) = folder.folder.iterdir()
+    manifest = json.loads((place / MANIFEST).read_text())
+    del manifest["files"]["row_ids.npy"]
+    text = json.dumps(
+        {"content": manifest["content"], "files": manifest["files"]},
+        sort_keys=True,
+        separators=(",", ":"),
+    )
+    manifest["xxh3"] = xxhash.xxh3_64_hexdigest(text.encode())
+    (place / MANIFEST).write_text(json.dumps(manifest))
+    (place / "row_ids.npy").unlink()
+    loaded = folder.load(0, codebook, DIMENSION)
+    np.testing.assert_array_equal(loaded.directory.row_ids, main.directory.row_ids)
+    assert_same(loaded, main, codebook, corpus.vectors(10))
+
+
+def _owner(array):
+    """What an array's memory belongs to."""
+    while isinstance(array, np.ndarray | memoryview):
+        array = array.base if isinstance(array, np.ndarray) else array.obj
+    return array
+
+
 def test_a_mapped_segment_can_be_folded_and_stored_again(stored):
     corpus, codebook, _, folder = stored
     mapped = folder.load(0, codebook, DIMENSION)
@@ -106,7 +147,7 @@ def test_every_flipped_byte_is_found(stored):
     _, codebook, _, folder = stored
     (place,) = folder.folder.iterdir()
     names = sorted(path.name for path in place.iterdir())
-    assert len(names) == (11 if codebook is None else 13)
+    assert len(names) == (12 if codebook is None else 14)
     random = np.random.default_rng(0)
     for path in place.iterdir():
         whole = path.read_bytes()

@@ -90,7 +90,7 @@ def test_ids_that_share_a_hash_are_told_apart():
 def test_a_directory_takes_about_a_hundred_bytes_a_passage():
     ids = [f"document-{at:010}" for at in range(10_000)]
     main = Directory(_records(np.arange(10_000)), pa.array(ids, pa.large_string()), hash_ids(ids))
-    assert main.memory_bytes / main.count <= 108
+    assert main.memory_bytes / main.count <= 116
 
 
 @given(

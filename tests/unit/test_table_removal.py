@@ -21,10 +21,44 @@ def ids_of(table):
 def test_a_file_that_is_written_again_stays_one_file(table):
     append(table, [document(f"a{at}") for at in range(3000)], 0)
     append(table, [document(f"b{at}") for at in range(5)], 3000)
+    table.remove(np.arange(600))
+    assert table.rewrite(0.0) == 1
+    assert table.fragment_count == 2
+    assert len(ids_of(table)) == table.row_count == 2405
+
+
+def test_small_files_are_written_again_by_one_commit(table):
+    for at in range(40):
+        append(table, [document(f"{part}{at}") for part in "abc"], 3 * at)
+    # From every other file, so that nothing but the commit could be shared.
+    table.remove(np.arange(0, 120, 6))
+    before = table.version
+    assert table.rewrite(0.0) == 20
+    # Lance reserves the new files' numbers by a version of its own.
+    assert table.version == before + 2
+    assert table.row_count == len(ids_of(table)) == 100
+
+
+def test_large_files_are_written_again_one_by_one(table, monkeypatch):
+    monkeypatch.setattr("shoal.table.removal.MAX_REWRITTEN", 5)
+    for at in range(4):
+        append(table, [document(f"{part}{at}") for part in "abcdef"[: 2 + 2 * (at % 2)]], 10 * at)
+    append(table, [document(f"z{at}") for at in range(9)], 40)
+    table.remove(np.array([0, 10, 20, 30, 40]))
+    before = table.version
+    # Rows: 2, then 4 and no room for 2 more, then 2, then 4, then 9, which are beyond any room.
+    assert table.rewrite(0.0) == 5
+    assert table.version == before + 2 * 5
+    assert table.row_count == len(ids_of(table)) == 16
+
+
+def test_neighbours_that_are_written_again_become_one_file(table):
+    append(table, [document(f"a{at}") for at in range(3000)], 0)
+    append(table, [document(f"b{at}") for at in range(5)], 3000)
     append(table, [document(f"c{at}") for at in range(2000)], 3005)
     table.remove(np.concatenate([np.arange(600), [2999, 3002], np.arange(3005, 4000)]))
     assert table.rewrite(0.0) == 3
-    assert table.fragment_count == 3
+    assert table.fragment_count == 1
     assert table.row_count == 5005 - 601 - 1 - 995
     assert len(ids_of(table)) == table.row_count
     # Nothing is left to write again.

@@ -9,7 +9,7 @@ from typing import Any, Final, cast
 import grpc
 from shoal.broker.probe import Probe
 from shoal.broker.reading import DocumentReader
-from shoal.broker.routes import IndexRoute, Routes
+from shoal.broker.routes import Routes
 from shoal.broker.targets import Targets
 from shoal.broker.validation import MAX_DELETE_IDS, MAX_GET_IDS, check_ids
 from shoal.broker.writing import reach_writer, writer_error
@@ -123,7 +123,7 @@ class DocumentsServer(DocumentServiceServicer):
     ) -> PurgeDocumentsResponse:
         """Have the writer delete documents, then take them out of its files."""
         check_ids(request.document_ids, MAX_DELETE_IDS)
-        route = self._routes().index(request.index)
+        self._routes().index(request.index)
         deadline = Deadline.of(context)
         removal = RemoveDocumentsRequest(index=request.index, document_ids=request.document_ids)
         removed = await reach_writer(
@@ -132,7 +132,7 @@ class DocumentsServer(DocumentServiceServicer):
             deadline,
         )
         # A shard that has not seen the deletions when they are removed too must be made again.
-        await self._reached(route, removed.table_version, deadline.share(_SHARDS_SHARE))
+        await self._reached(request.index, removed.table_version, deadline.share(_SHARDS_SHARE))
         purge = PurgeRowsRequest(index=request.index, document_ids=request.document_ids)
         response = await reach_writer(
             self._writers,
@@ -143,11 +143,12 @@ class DocumentsServer(DocumentServiceServicer):
         purged.remains.extend(self._remains)
         return purged
 
-    async def _reached(self, route: IndexRoute, version: int, deadline: Deadline) -> None:
+    async def _reached(self, index: str, version: int, deadline: Deadline) -> None:
         """Wait until every copy of every shard has a table version, as far as there is time."""
         while not deadline.passed:
             await self._probe.refresh(deadline)
-            if self._probe.reached(route, version):
+            # Anew each time: shards of a layout that serves no more never get there.
+            if self._probe.reached(self._routes().index(index), version):
                 return
             await asyncio.sleep(min(_LOOK_S, deadline.budget_s))
 

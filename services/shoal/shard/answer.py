@@ -292,7 +292,7 @@ def fetch_documents(
     for target in targets:
         mine = [each for each, owner in zip(ids, owners, strict=True) if owner == target.shard]
         row_ids += [
-            directory.records["row_id"][positions]
+            directory.row_ids[positions]
             for _, directory, positions in target.view.find_documents(mine)
         ]
     joined = np.concatenate([np.empty(0, UINT64), *row_ids])

@@ -36,7 +36,7 @@ from shoal.shard.kernel import faiss
 from shoal.shard.kind import REFINED_NS, Kind, Trial
 from shoal.shard.kind_names import KIND_NAMES, KindName
 from shoal.shard.kinds import named
-from shoal.shard.wide_code import WideCode
+from shoal.shard.wide_code import Bounds, WideCode
 from shoal.table import schema
 from shoal.table.present import present_mask
 from shoal.table.reading import read_whole
@@ -123,13 +123,13 @@ def train_codebook(
     with _threads(threads):
         report("reading vectors", 0.0)
         table = PassageTable.open(table_uri)
-        passage_count, sample, row_ids = read_whole(table, lambda: _read_sample(table, seed))
+        passage_count, sample, row_ids, seen = read_whole(table, lambda: _read_sample(table, seed))
         if kind is None:
             choice = choose_kind(passage_count, table.dimension, memory_bytes)
             _log.info("the index becomes %s: %s", choice.kind, choice.reason)
             kind = choice.kind
         manifest, template, wide = fit(
-            named(kind), sample, queries, passage_count, recall_target, seed, report
+            named(kind), sample, queries, passage_count, recall_target, seed, report, seen
         )
         report("writing the codebook", 1.0)
         manifest = save_codebook(folder, manifest, template, wide)
@@ -161,8 +161,11 @@ def _threads(count: int) -> Iterator[None]:
 
 def _read_sample(
     table: PassageTable, seed: int
-) -> tuple[int, NDArray[np.float32], NDArray[np.uint64]]:
-    """Read how many passages there are, and vectors of some with their row ids, in random order."""
+) -> tuple[int, NDArray[np.float32], NDArray[np.uint64], Bounds]:
+    """Read how many passages there are, and vectors of some with their row ids, in random order.
+
+    And the bounds of all vectors, superseded ones among them.
+    """
     columns = (schema.DOCUMENT_ID, schema.SEQUENCE, schema.TOMBSTONE)
     log = pa.Table.from_batches(list(table.scan(columns)))
     row_ids = np.sort(log.column(schema.ROW_ID).to_numpy()[present_mask(log)])
@@ -174,13 +177,16 @@ def _read_sample(
     sample = np.empty((count, table.dimension), dtype=np.float32)
     sampled_rows = np.empty(count, dtype=np.uint64)
     sampled_rows[places] = chosen
+    seen = Bounds.none(table.dimension)
     for batch in table.scan((), with_vectors=True):
         held = batch.column(schema.ROW_ID).to_numpy()
         at = np.minimum(np.searchsorted(chosen, held), max(0, count - 1))
         wanted = chosen[at] == held
         vectors = batch.column(schema.VECTOR).filter(pa.array(wanted))
         sample[places[at[wanted]]] = vectors_of(vectors, table.dimension)
-    return len(row_ids), sample, sampled_rows
+        every = batch.column(schema.VECTOR).drop_null()
+        seen = seen.with_vectors(vectors_of(every, table.dimension))
+    return len(row_ids), sample, sampled_rows, seen
 
 
 def fit(
@@ -191,10 +197,12 @@ def fit(
     recall_target: float,
     seed: int,
     report: Progress,
+    seen: Bounds | None = None,
 ) -> tuple[Manifest, Any, WideCode]:
     """Train a kind's codebook on vectors in random order, and choose its search parameters.
 
-    queries: as for `train_codebook`. passage_count: of the index that the sample is of.
+    queries: as for `train_codebook`. passage_count: of the index that the sample is of. seen: the
+    bounds of all its vectors; None: of the sample.
     Raises TooFewPassagesError, RecallUnreachableError.
     """
     if len(sample) < MIN_PASSAGES:
@@ -206,14 +214,16 @@ def fit(
     list_count = list_count_for(passage_count, len(base)) if kind.has_lists else 0
     report(f"training {kind.name}" + (f", {list_count} lists" if list_count else ""), 0.1)
     training = base[: TRAINING_POINTS_PER_LIST * (list_count or MAX_LIST_COUNT)]
-    template = kind.train(training, list_count, WideCode.train(kind.wides[0], training), seed)
+    if seen is None:
+        seen = Bounds.none(sample.shape[1]).with_vectors(sample)
+    template = kind.train(training, list_count, WideCode.train(kind.wides[0], seen), seed)
     report("encoding", 0.5)
     base = base[: kind.measured_at_most]
     index = faiss.clone_index(template)
     index.add(base)
     report("measuring recall", 0.7)
     measured = _Measured(kind, index, base, held_out, asked=queries is not None)
-    wide, points = _choose(measured, training, recall_target)
+    wide, points = _choose(measured, seen, recall_target)
     manifest = Manifest(
         dimension=sample.shape[1],
         kind=kind.name,
@@ -267,12 +277,12 @@ class _Tried:
 
 
 def _choose(
-    measured: _Measured, training: NDArray[np.float32], target: float
+    measured: _Measured, seen: Bounds, target: float
 ) -> tuple[WideCode, list[OperatingPoint]]:
     """Choose the narrower wide code unless it keeps the target out of reach."""
     found: tuple[WideCode, list[_Tried]] | None = None
     for wide_kind in measured.kind.wides:
-        wide = WideCode.train(wide_kind, training)
+        wide = WideCode.train(wide_kind, seen)
         points = _measure(measured, wide, target)
         best = points[0]
         if found is None or best.floor > found[1][0].floor:

@@ -44,7 +44,7 @@ class ShardSettings(BaseModel):
     recall_core_share: float = Field(default=0.02, gt=0, le=1)
     """Part of one core's time that checks take of all indexes together, over time. A check is one
     thread, resting half of the time, that reads all vectors of the index, about 20 s for a million
-    of 384 numbers and 256 queries; it then rests for 50 times as long. It takes about 100 MiB, and
+    of 384 numbers and 256 queries; it then rests for 50 times as long. It takes about 50 MB, and
     a main segment that is folded meanwhile stays in memory until its end."""
     max_search_effort: float = Field(default=8.0, ge=1, le=16)
     """Most times as hard as measured that an index is searched whose recall falls below its target.

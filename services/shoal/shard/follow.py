@@ -27,6 +27,9 @@ from shoal.table.table import PassageTable
 _log = logging.getLogger(__name__)
 
 _JOIN_TIMEOUT_S: Final = 10.0
+# Looks at a table that has lost the version that was read, one after another, before there is a
+# rest: a purge takes old versions away, and the next one is there already.
+_LOST_LOOKS: Final = 5
 
 _Member = tuple[HeldLayout, HeldShard, Shard]
 
@@ -107,16 +110,20 @@ class IndexFollower:
         self._thread.join(_JOIN_TIMEOUT_S)
 
     def _run(self) -> None:
+        lost_count = 0
         while not self._stopping:
             self._poked.clear()
             try:
                 if self.table is None:
                     self.table = PassageTable.open(self.table_uri)
                 self._step(self.table)
+                lost_count = 0
             except Exception as error:  # noqa: BLE001  # a follower never ends by itself
                 known = isinstance(error, TableNotFoundError)
-                _log.warning("cannot follow %s: %s", self.table_uri, error, exc_info=not known)
-                self._poked.wait(RETRY_S)
+                lost_count += known
+                if not known or lost_count > _LOST_LOOKS:
+                    _log.warning("cannot follow %s: %s", self.table_uri, error, exc_info=not known)
+                    self._poked.wait(RETRY_S)
             if self._stopping:
                 return
             self._schedule()

@@ -15,9 +15,11 @@ from shoal.shard.kind_names import KindName
 _DOCUMENT_ID_BYTES: Final = 15 + 8
 # The id's hash, and the place of the passage among all hashes.
 _HASH_BYTES: Final = 8 + 4
+# The row id, which the record has too.
+_ROW_ID_BYTES: Final = 8
 # What `shoal.shard.directory` holds of a passage; four bytes more where rows are not in the order
 # of their ids, and where it expires.
-DIRECTORY_BYTES: Final = float(RECORD.itemsize + _HASH_BYTES + _DOCUMENT_ID_BYTES)
+DIRECTORY_BYTES: Final = float(RECORD.itemsize + _ROW_ID_BYTES + _HASH_BYTES + _DOCUMENT_ID_BYTES)
 # What `shoal.shard.postings` holds of a term in a passage, of each passage, and of each term.
 _POSTING_BYTES: Final = 4 + 1
 _LENGTH_BYTES: Final = 4
@@ -48,12 +50,13 @@ class Footprint:
     @property
     def total(self) -> float:
         """All of them."""
-        return self.hot + self.refined
+        return self.scanned + self.refined + self.links + self.directory
 
     @property
     def hot(self) -> float:
         """What must be in memory for searches not to wait for a disk."""
-        return self.scanned + self.links + self.directory
+        # Of records, only those of passages in answers are looked at.
+        return self.scanned + self.links + self.directory - RECORD.itemsize
 
 
 def pq_bytes(dimension: int) -> float:

@@ -120,13 +120,13 @@ class _Place:
 def _places(at: int, target: Target) -> Iterator[_Place]:
     view = target.view
     if view.main.postings is not None:
-        records = view.main.directory.records
-        yield _Place(2 * at, view.main.postings, view.main_live, records["row_id"])
+        row_ids = view.main.directory.row_ids
+        yield _Place(2 * at, view.main.postings, view.main_live, row_ids)
     count = view.tail_live.count
     if count:
         postings = view.tail.postings.first(count)
-        records = view.tail.directory.records[:count]
-        yield _Place(2 * at + 1, postings, view.tail_live, records["row_id"])
+        row_ids = view.tail.directory.row_ids[:count]
+        yield _Place(2 * at + 1, postings, view.tail_live, row_ids)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from random import Random
 from typing import Final
 
+from shoal.shard.allocator import give_back
 from shoal.shard.config import ShardSettings
 from shoal.shard.exact_check import Sample, compare, served, true_neighbours
 from shoal.shard.held import HeldLayout
@@ -91,6 +92,7 @@ class RecallWatch:
             self._rests_until_s = started_s + took_s / self._settings.recall_core_share
             live.next_s = started_s + pause_s
             live.busy = False
+            give_back()
 
     def _check(
         self,

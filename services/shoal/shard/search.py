@@ -345,5 +345,5 @@ def _row_ids(targets: Sequence[Target], found: _Block) -> NDArray[np.uint64]:
         here = (found.parts == part) & (found.positions >= 0)
         if here.any():
             directory = targets[part // 2].directory(part % 2 == 1)
-            row_ids[here] = directory.records["row_id"][found.positions[here]]
+            row_ids[here] = directory.row_ids[found.positions[here]]
     return row_ids

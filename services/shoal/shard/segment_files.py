@@ -30,7 +30,14 @@ from shoal.shard.segment_folder import FolderReader, FolderWriter, SegmentDamage
 _IDS: Final = "ids.arrow"
 _FIELDS: Final = "fields.arrow"
 _EXACT: Final = "exact"
-_DIRECTORY_COLUMNS: Final = ("sorted_hashes", "hash_order", "row_order", "expiry_order")
+# Row ids are not in segments of older releases, which had them in the records alone.
+_DIRECTORY_COLUMNS: Final = (
+    "row_ids",
+    "sorted_hashes",
+    "hash_order",
+    "row_order",
+    "expiry_order",
+)
 
 
 def kind_name(segment: Segment) -> str:

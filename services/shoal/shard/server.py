@@ -36,6 +36,7 @@ from shoal.rpc.errors import ServiceError
 from shoal.rpc.topology import RefusedTopologyError, TopologyFollower
 from shoal.shard import answer, requests
 from shoal.shard.admission import Admission, ProgressSignal
+from shoal.shard.allocator import bound_heaps
 from shoal.shard.config import ShardSettings
 from shoal.shard.follow import IndexFollower
 from shoal.shard.held import HeldLayout, LayoutId
@@ -50,6 +51,8 @@ from shoal.v1.errors_pb2 import Reason
 
 # Part of a call's budget that it may wait for a version: the rest is for its work and the way back.
 _WAIT_SHARE: Final = 0.8
+# Of the allocator's, beside one for each thread that searches: for whoever reads the table.
+_FURTHER_HEAPS: Final = 2
 # Calls that read from the table at once: reading waits for the disk, not for a core.
 _READING_THREADS: Final = 4
 
@@ -94,6 +97,7 @@ class ShardService(ShardServiceServicer):
             from shoal.shard.gpu import check_gpu
 
             check_gpu()
+        bound_heaps(self._settings.threads + _FURTHER_HEAPS)
         self._signal = ProgressSignal()
         self._searchers = ThreadPoolExecutor(
             self._settings.threads,

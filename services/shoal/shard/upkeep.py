@@ -16,6 +16,7 @@ from typing import Final
 
 from shoal.rpc.errors import ServiceError
 from shoal.shard import gpu
+from shoal.shard.allocator import give_back
 from shoal.shard.changes import catch_up
 from shoal.shard.codes import Codebook, load_codebook
 from shoal.shard.config import ShardSettings
@@ -93,6 +94,7 @@ class Upkeep:
         finally:
             for held in wanted:
                 held.busy = False
+            give_back()
 
     def _shards(
         self,

@@ -32,6 +32,8 @@ MAX_REMOVED: Final = 16_384
 # Deleted rows from which a file is written again, as a part of its rows: what is written again is
 # at most nine times what it frees.
 REWRITE_PART: Final = 0.1
+# Rows of files that are written again by one commit. One file is never parted.
+MAX_REWRITTEN: Final = 65_536
 
 _DELETIONS: Final = "_deletions"
 # Lance's own: the fragment in the upper half, the place in it in the lower.
@@ -108,26 +110,36 @@ def _offsets(fragment: Any, sequences: _Sequences) -> NDArray[np.int64]:
     return np.concatenate(found)
 
 
-def due_fragments(dataset: _Dataset, part: float) -> list[int]:
-    """Fragments of which at least this part is deleted."""
-    return [
-        each.fragment_id
-        for each in dataset.get_fragments()
-        if each.num_deletions > 0 and each.num_deletions >= part * each.physical_rows
-    ]
+def due_fragments(dataset: _Dataset, part: float) -> list[list[int]]:
+    """Fragments of which at least this part is deleted, in groups that one commit may take.
+
+    After thousands of small writes they are many, and a commit each would take longest of all.
+    """
+    groups: list[list[int]] = []
+    room = 0
+    for each in dataset.get_fragments():
+        if each.num_deletions > 0 and each.num_deletions >= part * each.physical_rows:
+            if each.physical_rows > room:
+                groups.append([])
+                room = MAX_REWRITTEN
+            groups[-1].append(each.fragment_id)
+            room -= each.physical_rows
+    return groups
 
 
-def rewrite(root: Path | None, dataset: _Dataset, fragment: int) -> _Dataset:
-    """Write a fragment again without its deleted rows; the others keep their ids."""
-    others = [each.fragment_id for each in dataset.get_fragments()]
-    row_count = dataset.get_fragment(fragment).physical_rows
+def rewrite(root: Path | None, dataset: _Dataset, fragments: Sequence[int]) -> _Dataset:
+    """Write fragments again without their deleted rows; the others keep their ids.
+
+    Neighbours among them become one, if it has no more rows than the largest of them had.
+    """
+    known = {each.fragment_id: each.physical_rows for each in dataset.get_fragments()}
     plan = Compaction.plan(
         dataset,
         {
             # Also the most rows of a new file: with fewer, one fragment would become many.
-            "target_rows_per_fragment": max(1, row_count),
+            "target_rows_per_fragment": max(1, *(known[each] for each in fragments)),
             "materialize_deletions_threshold": 0.0,
-            "excluded_fragment_ids": [each for each in others if each != fragment],
+            "excluded_fragment_ids": [each for each in known if each not in fragments],
             "num_threads": 1,
             "batch_size": COMPACT_BATCH_ROWS,
         },
