@@ -32,6 +32,7 @@ PUBLIC = [
     "TableVersionAheadError",
     "UnavailableError",
     "UpsertSummary",
+    "feedback_on",
     "search_request",
 ]
 
@@ -46,12 +47,14 @@ METHODS = [
     "describe_index",
     "drop_index",
     "drop_index_version",
+    "export_feedback",
     "get",
     "index_versions",
     "list_indexes",
     "list_snapshots",
     "promote_index_version",
     "purge",
+    "record_feedback",
     "restore_index",
     "retrieve_context",
     "rollback_index",

@@ -16,12 +16,14 @@ from shoal.filters.fields import Field, field_messages
 from shoal.internal.v1.writer_pb2 import CatalogEntry
 from shoal.rpc.errors import ServiceError
 from shoal.table import Catalogue, IndexEntry, IndexNotFoundError, PassageTable, versions
+from shoal.table.feedback import FeedbackTable
 from shoal.table.restoring import Place
 from shoal.table.versions import VersionRecord
 from shoal.v1.errors_pb2 import Reason
 from shoal.v1.search_pb2 import SearchKind
 from shoal.writer.commit import Committer
 from shoal.writer.config import WriterSettings
+from shoal.writer.feedback import FeedbackLog
 from shoal.writer.versions import version_message
 
 _P = ParamSpec("_P")
@@ -40,6 +42,12 @@ class OpenIndex:
     entry: IndexEntry
     table: PassageTable
     committer: Committer
+    feedback: FeedbackLog
+
+    async def close(self) -> None:
+        """Finish what was handed in; on return no thread works on its storage."""
+        await self.committer.close()
+        await self.feedback.close()
 
 
 class Indexes:
@@ -68,7 +76,7 @@ class Indexes:
 
     async def close(self) -> None:
         """Finish all commits and let go of the data root."""
-        await asyncio.gather(*(each.committer.close() for each in self._open.values()))
+        await asyncio.gather(*(each.close() for each in self._open.values()))
         self._open.clear()
         self._executor.shutdown()
         self._maintenance.shutdown()
@@ -100,6 +108,7 @@ class Indexes:
         recall_target: float = 0.0,
         kind: int = 0,
         fields: tuple[Field, ...] = (),
+        feedback_disabled: bool = False,
     ) -> OpenIndex:
         """Make an index. Raises IndexExistsError, StorageFullError."""
         async with self._changing:
@@ -113,22 +122,32 @@ class Indexes:
                 kind=kind,
                 make_table=partial(PassageTable.create, fields=fields),
                 fields=fields,
+                feedback_disabled=feedback_disabled,
             )
             if name not in self._open:
                 await self._open_index(entry)
             return self._open[name]
 
     async def update(
-        self, name: str, *, recall_target: float | None, kind: int | None
+        self,
+        name: str,
+        *,
+        recall_target: float | None,
+        kind: int | None,
+        feedback_disabled: bool | None = None,
     ) -> OpenIndex:
-        """Change what versions are built to be; None leaves it.
+        """Change what versions are built to be, and whether feedback is taken; None leaves it.
 
         Raises IndexNotFoundError, StorageFullError.
         """
         async with self._changing:
             uid = self.get(name).entry.uid
             entry = await self._in_thread(
-                self._held.update, uid, recall_target=recall_target, kind=kind
+                self._held.update,
+                uid,
+                recall_target=recall_target,
+                kind=kind,
+                feedback_disabled=feedback_disabled,
             )
             return self._update(entry)
 
@@ -137,7 +156,7 @@ class Indexes:
         async with self._changing:
             index = self.get(name)
             del self._open[name]
-            await index.committer.close()
+            await index.close()
             try:
                 return await self._in_thread(self._held.drop, name)
             except ServiceError:
@@ -297,7 +316,9 @@ class Indexes:
             executor=self._executor,
             maintenance_executor=self._maintenance,
         )
-        return OpenIndex(entry, table, committer)
+        kept = await self._in_thread(FeedbackTable, self._held.root / entry.folder)
+        feedback = FeedbackLog(kept, self._settings, self._executor, self._maintenance)
+        return OpenIndex(entry, table, committer, feedback)
 
     async def _in_thread(
         self, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs
@@ -335,6 +356,7 @@ def describe_index(index: OpenIndex) -> CatalogEntry:
         recall_target=entry.recall_target,
         kind=SearchKind.ValueType(entry.kind),
         fields=field_messages(entry.fields),
+        feedback_disabled=entry.feedback_disabled,
     )
     described.create_time.FromNanoseconds(entry.create_time_ns)
     return described

@@ -55,11 +55,14 @@ class StorageKeeper:
         dropped = [] if loaded is None else await self._indexes.retire_versions(uid, loaded)
         cleaned = await index.committer.clean(thorough=thorough)
         cleaned.versions = dropped
+        await index.feedback.clean(disabled=index.entry.feedback_disabled)
         cleaned.bytes += await self._indexes.drop_outdated(index, held_out=False)
         return cleaned
 
     async def purge(self, index: OpenIndex, document_ids: Sequence[str]) -> PurgeDocumentsResponse:
         """Take deleted documents out of all files of an index. Raises StorageFullError."""
+        # First: feedback that comes meanwhile on an answer of before is out of date.
+        await index.feedback.purge(document_ids)
         purged = await index.committer.cleaner.purge(document_ids)
         dropped_bytes = await self._indexes.drop_outdated(index, held_out=True)
         return PurgeDocumentsResponse(
