@@ -1,4 +1,4 @@
-"""Is feedback kept once it is acknowledged, refused where it says nothing, and gone when it should be?"""
+"""Is feedback kept once it is acknowledged, refused where it says nothing, and gone in time?"""
 
 from __future__ import annotations
 
@@ -40,17 +40,21 @@ QUESTION = "Which animal is the largest?"
 
 
 async def answered(client: AsyncClient, question: str = QUESTION, **fields: Any) -> SearchResponse:
-    """An answer with a token: the broker has its keys within a moment of its start."""
+    """An answer with a token, once the broker has its keys, and the shards the documents."""
     async with asyncio.timeout(30):
         while True:
             answer = await client.search("docs", question, bypass_cache=True, **fields)
-            if answer.answer_token and answer.hits:
+            if answer.answer_token and len(answer.hits) == fields.get("top_k", len(DOCUMENTS)):
                 return answer
             await asyncio.sleep(0.05)
 
 
 async def exported(client: AsyncClient, **fields: Any) -> list[FeedbackRecord]:
     return [each async for each in client.export_feedback("docs", **fields)]
+
+
+def files_with(root: Path, text: bytes) -> list[Path]:
+    return [each for each in root.rglob("*") if each.is_file() and text in each.read_bytes()]
 
 
 @pytest.fixture
@@ -113,8 +117,7 @@ async def test_what_is_recorded_says_what_was_shown_and_chosen_and_outlives_the_
 
     keys = tmp_path / "feedback_keys.json"
     assert stat.S_IMODE(keys.stat().st_mode) == 0o600
-    found = [each for each in tmp_path.rglob("*") if each.is_file()]
-    assert not any(b"ann@example.org" in each.read_bytes() for each in found)
+    assert files_with(tmp_path, b"ann@example.org") == []
 
     # Another writer, another broker: the same keys, salt and records.
     async with real_cluster(tmp_path) as cluster, client_of(cluster) as client:
@@ -166,7 +169,7 @@ async def test_a_token_that_was_altered_or_belongs_elsewhere_is_refused_with_wha
 async def test_nothing_is_kept_of_whom_or_what_opts_out(
     filled: tuple[Cluster, AsyncClient],
 ) -> None:
-    cluster, client = filled
+    _, client = filled
     answer = await answered(client)
     assert not (await client.search("docs", QUESTION, no_feedback=True)).answer_token
     vector = [1.0] * 384
@@ -210,8 +213,7 @@ async def test_feedback_goes_with_the_documents_that_are_purged_and_with_age(
         late = await client.record_feedback("docs", [feedback_on(answer, [1])])
         assert (late.recorded_count, late.outdated_count) == (0, 1)
         assert len(await exported(client)) == 1
-        files = [each for each in tmp_path.rglob("*") if each.is_file()]
-        assert not any(b"gull" in each.read_bytes() for each in files if "feedback" in each.parts)
+        assert not [each for each in files_with(tmp_path, b"gull") if "feedback" in each.parts]
         async with asyncio.timeout(30):
             while await exported(client):
                 await client.clean_index("docs")

@@ -36,6 +36,7 @@ from shoal.v1.documents_pb2 import (
     PurgeDocumentsResponse,
 )
 from shoal.v1.documents_pb2_grpc import DocumentServiceStub
+from shoal.v1.drift_pb2_grpc import DriftServiceStub
 from shoal.v1.feedback_pb2_grpc import FeedbackServiceStub
 from shoal.v1.indexes_pb2 import (
     BuildIndexVersionRequest,
@@ -99,6 +100,7 @@ class AsyncClient(AsyncSnapshotCalls, AsyncFeedbackCalls):
         self._indexes = IndexServiceStub(self._channel)
         self._cluster = ClusterServiceStub(self._channel)
         self._feedback = FeedbackServiceStub(self._channel)
+        self._drift = DriftServiceStub(self._channel)
 
     async def __aenter__(self) -> Self:
         return self

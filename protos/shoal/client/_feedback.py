@@ -1,4 +1,4 @@
-"""The part of both clients that is about feedback."""
+"""The part of both clients that is about feedback and drift: what is learnt from use."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from typing import TYPE_CHECKING
 
 import grpc
 from shoal.client._errors import error_of
+from shoal.v1.drift_pb2 import (
+    MeasureDriftRequest,
+    MeasureDriftResponse,
+    SetDriftReferenceRequest,
+    SetDriftReferenceResponse,
+)
 from shoal.v1.feedback_pb2 import (
     Choice,
     ExportFeedbackRequest,
@@ -19,6 +25,7 @@ from shoal.v1.feedback_pb2 import (
 from shoal.v1.search_pb2 import SearchResponse
 
 if TYPE_CHECKING:
+    from shoal.v1.drift_pb2_grpc import DriftServiceAsyncStub, DriftServiceStub
     from shoal.v1.feedback_pb2_grpc import FeedbackServiceAsyncStub, FeedbackServiceStub
 
 
@@ -31,8 +38,8 @@ def feedback_on(
 ) -> Feedback:
     """What became of one answer, for `record_feedback`.
 
-    answer: as it came, or its `answer_token`. chosen: ranks of the hits that were chosen, from 1, or
-    the seconds that each was looked at for, by rank; none means that nothing shown was wanted.
+    answer: as it came, or its `answer_token`. chosen: ranks of the hits that were chosen, from 1,
+    or the seconds that each was looked at for, by rank; none means that nothing shown was wanted.
     seen_count: how many hits were seen, from the first; 0 means all of them. principal: who asked;
     only a salted hash of it is stored.
     """
@@ -57,7 +64,32 @@ class FeedbackCalls:
     """Of `Client`."""
 
     _feedback: FeedbackServiceStub
+    _drift: DriftServiceStub
     _wait_for_ready: bool
+
+    def measure_drift(self, index: str, *, timeout_s: float = 30.0) -> MeasureDriftResponse:
+        """Compare what an index is asked, holds and answers with its reference."""
+        try:
+            return self._drift.MeasureDrift(
+                MeasureDriftRequest(index=index),
+                timeout=timeout_s,
+                wait_for_ready=self._wait_for_ready,
+            )
+        except grpc.RpcError as error:
+            raise error_of(error) from error
+
+    def set_drift_reference(
+        self, index: str, *, timeout_s: float = 30.0
+    ) -> SetDriftReferenceResponse:
+        """Make what is asked and held now what drift is measured against."""
+        try:
+            return self._drift.SetDriftReference(
+                SetDriftReferenceRequest(index=index),
+                timeout=timeout_s,
+                wait_for_ready=self._wait_for_ready,
+            )
+        except grpc.RpcError as error:
+            raise error_of(error) from error
 
     def record_feedback(
         self, index: str, feedback: Iterable[Feedback], *, timeout_s: float = 10.0
@@ -98,7 +130,32 @@ class AsyncFeedbackCalls:
     """Of `AsyncClient`."""
 
     _feedback: FeedbackServiceAsyncStub
+    _drift: DriftServiceAsyncStub
     _wait_for_ready: bool
+
+    async def measure_drift(self, index: str, *, timeout_s: float = 30.0) -> MeasureDriftResponse:
+        """Compare what an index is asked, holds and answers with its reference."""
+        try:
+            return await self._drift.MeasureDrift(
+                MeasureDriftRequest(index=index),
+                timeout=timeout_s,
+                wait_for_ready=self._wait_for_ready,
+            )
+        except grpc.aio.AioRpcError as error:
+            raise error_of(error) from error
+
+    async def set_drift_reference(
+        self, index: str, *, timeout_s: float = 30.0
+    ) -> SetDriftReferenceResponse:
+        """Make what is asked and held now what drift is measured against."""
+        try:
+            return await self._drift.SetDriftReference(
+                SetDriftReferenceRequest(index=index),
+                timeout=timeout_s,
+                wait_for_ready=self._wait_for_ready,
+            )
+        except grpc.aio.AioRpcError as error:
+            raise error_of(error) from error
 
     async def record_feedback(
         self, index: str, feedback: Iterable[Feedback], *, timeout_s: float = 10.0

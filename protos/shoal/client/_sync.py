@@ -35,6 +35,7 @@ from shoal.v1.documents_pb2 import (
     UpsertDocumentsResponse,
 )
 from shoal.v1.documents_pb2_grpc import DocumentServiceStub
+from shoal.v1.drift_pb2_grpc import DriftServiceStub
 from shoal.v1.feedback_pb2_grpc import FeedbackServiceStub
 from shoal.v1.indexes_pb2 import (
     BuildIndexVersionRequest,
@@ -102,6 +103,7 @@ class Client(SnapshotCalls, FeedbackCalls):
         self._indexes = IndexServiceStub(self._channel)
         self._cluster = ClusterServiceStub(self._channel)
         self._feedback = FeedbackServiceStub(self._channel)
+        self._drift = DriftServiceStub(self._channel)
 
     def __enter__(self) -> Self:
         return self

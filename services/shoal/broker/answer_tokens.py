@@ -28,6 +28,8 @@ from shoal.v1.search_pb2 import SearchResponse
 MAX_SHOWN: Final = 100
 MAX_QUERY_BYTES: Final = 4096
 MAX_TOKEN_BYTES: Final = 128 * 1024
+# Of a document's hash: enough to tell its versions apart.
+PREFIX_BYTES: Final = 8
 
 _FORMAT: Final = b"\x01"
 _KEY_ID: Final = slice(1, 5)
@@ -84,7 +86,12 @@ class AnswerTokens:
             reranker_model=",".join(rerankers) if reranked else "",
             query=query,
             hits=[
-                ShownHit(document_id=each.document_id, passage=each.passage, score=each.score)
+                ShownHit(
+                    document_id=each.document_id,
+                    passage=each.passage,
+                    score=each.score,
+                    content_prefix=each.content_hash[:PREFIX_BYTES],
+                )
                 for each in hits
             ],
         )

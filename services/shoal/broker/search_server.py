@@ -16,6 +16,7 @@ from shoal.broker.config import BrokerSettings
 from shoal.broker.contexts import ContextStage
 from shoal.broker.pipeline import Pipeline
 from shoal.broker.routes import IndexRoute, Routes
+from shoal.broker.sampling import QuerySampler
 from shoal.broker.single_flight import SingleFlight
 from shoal.broker.validation import MAX_BATCH, Query, check_context, check_search
 from shoal.rpc.deadline import Deadline
@@ -56,11 +57,12 @@ class SearchServer(SearchServiceServicer):
         pipeline: Pipeline,
         contexts: ContextStage,
         tokens: AnswerTokens,
+        sampler: QuerySampler,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         """routes: gives the routes that are followed now. wall_clock: seconds since 1970."""
         self._wall_clock = wall_clock
-        self._contexts, self._tokens = contexts, tokens
+        self._contexts, self._tokens, self._sampler = contexts, tokens, sampler
         self._settings, self._broker_id = settings, broker_id
         self._routes, self._pipeline = routes, pipeline
         self._flights: SingleFlight[tuple[SearchResponse, Trace, Deadline]] = SingleFlight()
@@ -168,6 +170,7 @@ class SearchServer(SearchServiceServicer):
             response.answer_token = self._tokens.make(
                 request.text, response, route, routes.reranker_models
             )
+            self._sampler.offer(route, request.text, trace.vector, response)
         if request.explain:
             stamp(
                 response,

@@ -12,6 +12,7 @@ from shoal.broker.cluster_server import ClusterServer
 from shoal.broker.config import BrokerSettings
 from shoal.broker.contexts import ContextStage
 from shoal.broker.documents_server import DocumentsServer
+from shoal.broker.drift_server import DriftServer
 from shoal.broker.encoding import EncodeStage
 from shoal.broker.fan_out import FanOut
 from shoal.broker.feedback_server import FeedbackServer
@@ -24,6 +25,7 @@ from shoal.broker.reading import DocumentReader
 from shoal.broker.replicas import Chooser
 from shoal.broker.reranking import RerankStage
 from shoal.broker.routes import Routes, routes_of
+from shoal.broker.sampling import QuerySampler
 from shoal.broker.search_server import SearchServer
 from shoal.broker.signing_keys import SigningKeys
 from shoal.broker.statistics import StatisticsStage
@@ -36,6 +38,8 @@ from shoal.v1 import (
     cluster_pb2_grpc,
     documents_pb2,
     documents_pb2_grpc,
+    drift_pb2,
+    drift_pb2_grpc,
     feedback_pb2,
     feedback_pb2_grpc,
     indexes_pb2,
@@ -94,9 +98,15 @@ class BrokerService:
         reader = DocumentReader(shard_servers)
         tokens = AnswerTokens()
         self._signing_keys = SigningKeys(writers, tokens)
-        contexts = ContextStage(reader)
+        self._sampler = QuerySampler(settings, writers)
         self._search = SearchServer(
-            settings, self.follower.instance_id, self._routes, pipeline, contexts, tokens
+            settings,
+            self.follower.instance_id,
+            self._routes,
+            pipeline,
+            ContextStage(reader),
+            tokens,
+            self._sampler,
         )
         cached = self._settings.redis_url is not None
         cache_ttl_s = self._settings.cache_ttl_s if cached else None
@@ -110,12 +120,22 @@ class BrokerService:
         feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(
             FeedbackServer(self._routes, writers, tokens), server
         )
+        drift_pb2_grpc.add_DriftServiceServicer_to_server(
+            DriftServer(self._routes, writers), server
+        )
         cluster_pb2_grpc.add_ClusterServiceServicer_to_server(
             ClusterServer(lambda: self.follower.topology, controllers), server
         )
         return [
             service.full_name
-            for file in (search_pb2, documents_pb2, indexes_pb2, feedback_pb2, cluster_pb2)
+            for file in (
+                search_pb2,
+                documents_pb2,
+                indexes_pb2,
+                feedback_pb2,
+                drift_pb2,
+                cluster_pb2,
+            )
             for service in file.DESCRIPTOR.services_by_name.values()
         ]
 
@@ -125,6 +145,7 @@ class BrokerService:
             self.follower.accept(self._first)
         self._probe.start()
         self._signing_keys.start()
+        self._sampler.start()
 
     async def drain(self) -> None:
         """Let the searches under way finish."""
@@ -132,6 +153,7 @@ class BrokerService:
 
     async def stop(self) -> None:
         """Close all connections."""
+        await self._sampler.stop()
         await self._signing_keys.stop()
         await self._probe.stop()
         await self._cache.close()

@@ -39,6 +39,8 @@ RERANKER_MODEL: Final = "reranker_model"
 SHOWN_IDS: Final = "shown_ids"
 SHOWN_PASSAGES: Final = "shown_passages"
 SHOWN_SCORES: Final = "shown_scores"
+# The beginnings of their documents' content hashes.
+SHOWN_HASHES: Final = "shown_hashes"
 # From 1.
 CHOSEN_RANKS: Final = "chosen_ranks"
 # Milliseconds; -1 where it is not known.
@@ -60,6 +62,7 @@ LAYOUT: Final = pa.schema(
         pa.field(SHOWN_IDS, pa.list_(pa.string()), nullable=False),
         pa.field(SHOWN_PASSAGES, pa.list_(pa.int32()), nullable=False),
         pa.field(SHOWN_SCORES, pa.list_(pa.float32()), nullable=False),
+        pa.field(SHOWN_HASHES, pa.list_(pa.binary()), nullable=False),
         pa.field(CHOSEN_RANKS, pa.list_(pa.int32()), nullable=False),
         pa.field(CHOSEN_DWELLS, pa.list_(pa.int64()), nullable=False),
         pa.field(PRINCIPAL_HASH, pa.binary(16)),
@@ -143,6 +146,20 @@ class FeedbackTable:
                 fragment_readahead=1,
             )
             yield from scanner.to_batches()
+
+    def answers(self, since_us: int) -> tuple[int, int]:
+        """How many answers something was chosen in, and how many feedback came on, since a time.
+
+        since_us: microseconds since 1970. A piece of feedback that was sent again counts again.
+        """
+        dataset = self._dataset
+        if dataset is None:
+            return 0, 0
+        since = pa.scalar(since_us, schema.TIMESTAMP)
+        with storage_errors(self.uri):
+            rows = dataset.to_table(columns=[CHOSEN_RANKS], filter=pc.field(RECORDED_AT) >= since)
+        chosen = pc.greater(pc.list_value_length(rows[CHOSEN_RANKS]), 0)
+        return int(pc.sum(chosen).as_py() or 0), int(rows.num_rows)
 
     def remove_older(self, than_us: int) -> int:
         """Remove what was recorded before a time, its bytes too; returns how much it was."""

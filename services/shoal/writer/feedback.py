@@ -1,7 +1,7 @@
 """How is feedback stored, so that none is lost that was acknowledged, and nobody waits for long?
 
-While one commit is under way the next one gathers, as for documents; what waits is bounded, and more
-is refused at once. The table has a lock of its own: appends wait while old feedback is removed.
+While one commit is under way the next one gathers, as for documents; what waits is bounded, and
+more is refused at once. The table has a lock of its own: appends wait while old feedback goes.
 """
 
 from __future__ import annotations
@@ -209,6 +209,7 @@ def _row(feedback: AnswerFeedback, now_us: int, hash_of: Hash) -> dict[str, Any]
         columns.SHOWN_IDS: [each.document_id for each in shown],
         columns.SHOWN_PASSAGES: [each.passage for each in shown],
         columns.SHOWN_SCORES: [each.score for each in shown],
+        columns.SHOWN_HASHES: [each.content_prefix for each in shown],
         columns.CHOSEN_RANKS: [each.rank for each in choices],
         columns.CHOSEN_DWELLS: [
             each.dwell.ToMilliseconds() if each.HasField("dwell") else _UNKNOWN for each in choices
@@ -230,6 +231,7 @@ def _record(row: dict[str, Any]) -> FeedbackRecord:
                 row[columns.SHOWN_IDS],
                 row[columns.SHOWN_PASSAGES],
                 row[columns.SHOWN_SCORES],
+                row[columns.SHOWN_HASHES],
                 strict=True,
             )
         ),
@@ -245,8 +247,8 @@ def _record(row: dict[str, Any]) -> FeedbackRecord:
     return record
 
 
-def _shown(hits: Iterable[tuple[str, int, float]]) -> list[ShownHit]:
+def _shown(hits: Iterable[tuple[str, int, float, bytes]]) -> list[ShownHit]:
     return [
-        ShownHit(document_id=document_id, passage=passage, score=score)
-        for document_id, passage, score in hits
+        ShownHit(document_id=document_id, passage=passage, score=score, content_prefix=prefix)
+        for document_id, passage, score, prefix in hits
     ]

@@ -1,8 +1,8 @@
 """What are answers' tokens signed with, and principals hashed with?
 
-Random numbers in one file at the data root, for this user's eyes alone, rotated by age. Signing keys
-are kept for as long as a token is taken; of the salt there is one, and the one before is gone for
-good: no hash made with it can be compared with a guess any more. The file is in no snapshot.
+Random numbers in one file at the data root, for this user's eyes alone, rotated by age. Signing
+keys are kept for as long as a token is taken; of the salt there is one, and the one before is gone
+for good: no hash made with it can be compared with a guess any more. The file is in no snapshot.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
+from shoal.drift.texts import Pieces
 from shoal.filters.fields import Field, field_messages
 from shoal.internal.v1.writer_pb2 import CatalogEntry
 from shoal.rpc.errors import ServiceError
@@ -23,6 +24,7 @@ from shoal.v1.errors_pb2 import Reason
 from shoal.v1.search_pb2 import SearchKind
 from shoal.writer.commit import Committer
 from shoal.writer.config import WriterSettings
+from shoal.writer.drift import DriftThread, DriftWatch
 from shoal.writer.feedback import FeedbackLog
 from shoal.writer.versions import version_message
 
@@ -43,11 +45,13 @@ class OpenIndex:
     table: PassageTable
     committer: Committer
     feedback: FeedbackLog
+    drift: DriftWatch
 
     async def close(self) -> None:
         """Finish what was handed in; on return no thread works on its storage."""
         await self.committer.close()
         await self.feedback.close()
+        await self.drift.close()
 
 
 class Indexes:
@@ -56,6 +60,9 @@ class Indexes:
     def __init__(self, settings: WriterSettings) -> None:
         """Closed until `start`."""
         self._settings = settings
+        self._drift = DriftThread()
+        # Of the encoder's tokenizer; set before `start`, if there is one.
+        self.tokenize: Pieces | None = None
         self._executor = ThreadPoolExecutor(STORAGE_THREADS, thread_name_prefix="storage")
         self._maintenance = ThreadPoolExecutor(
             MAINTENANCE_THREADS, thread_name_prefix="maintenance"
@@ -80,6 +87,7 @@ class Indexes:
         self._open.clear()
         self._executor.shutdown()
         self._maintenance.shutdown()
+        self._drift.close()
         if self._catalogue is not None:
             self._catalogue.close()
 
@@ -318,7 +326,16 @@ class Indexes:
         )
         kept = await self._in_thread(FeedbackTable, self._held.root / entry.folder)
         feedback = FeedbackLog(kept, self._settings, self._executor, self._maintenance)
-        return OpenIndex(entry, table, committer, feedback)
+        drift = await self._in_thread(
+            DriftWatch,
+            self._held.root / entry.folder,
+            table,
+            kept,
+            self._settings,
+            self._drift,
+            self.tokenize,
+        )
+        return OpenIndex(entry, table, committer, feedback, drift)
 
     async def _in_thread(
         self, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs
@@ -357,6 +374,7 @@ def describe_index(index: OpenIndex) -> CatalogEntry:
         kind=SearchKind.ValueType(entry.kind),
         fields=field_messages(entry.fields),
         feedback_disabled=entry.feedback_disabled,
+        drift_alert=index.drift.alert,
     )
     described.create_time.FromNanoseconds(entry.create_time_ns)
     return described

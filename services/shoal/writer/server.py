@@ -40,6 +40,7 @@ from shoal.v1.errors_pb2 import Reason
 from shoal.writer.config import WriterSettings
 from shoal.writer.copies import Copies
 from shoal.writer.copies_server import CopyHandlers
+from shoal.writer.drift_server import DriftHandlers
 from shoal.writer.encoders import EncoderPool
 from shoal.writer.feedback_keys import FeedbackKeys
 from shoal.writer.feedback_server import FeedbackHandlers
@@ -60,7 +61,12 @@ _RETRY_DELAY_S = 1.0
 
 
 class WriterService(
-    VersionHandlers, StorageHandlers, CopyHandlers, FeedbackHandlers, WriterServiceServicer
+    VersionHandlers,
+    StorageHandlers,
+    CopyHandlers,
+    FeedbackHandlers,
+    DriftHandlers,
+    WriterServiceServicer,
 ):
     """The writer as a service: its handlers check, call, and let errors through."""
 
@@ -99,6 +105,7 @@ class WriterService(
     async def start(self) -> None:
         """Take the data root, and open every table."""
         measure = await asyncio.to_thread(load_measure, self._settings.tokenizer)
+        self._indexes.tokenize = measure.pieces
         await self._indexes.start()
         await asyncio.to_thread(self._keys.load)
         self._keeper.start()
