@@ -10,6 +10,8 @@ from random import Random
 from typing import Any
 
 import pytest
+from click.testing import Result
+from shoal.cli.main import app
 from shoal.client import (
     AsyncClient,
     FailedPreconditionError,
@@ -21,12 +23,28 @@ from shoal.drift.comparison import MIN_SAMPLE
 from shoal.internal.v1.writer_pb2 import ListTablesRequest
 from shoal.internal.v1.writer_pb2_grpc import WriterServiceStub
 from shoal.v1.drift_pb2 import DriftMeasure, MeasureDriftResponse
+from typer.testing import CliRunner
 
 from tests.harness.cluster import Cluster
 from tests.harness.real import ENCODER, client_of, real_cluster
 
 CORPUS = Path(__file__).parents[2] / "deploy" / "corpora" / "xquad-en"
-GREEK = "ποιο είναι το μεγαλύτερο ζώο που έζησε ποτέ στη θάλασσα και γιατί πότε ποιος".split()
+GREEK = [
+    "ποιο",
+    "είναι",
+    "το",
+    "μεγαλύτερο",
+    "ζώο",
+    "που",
+    "έζησε",
+    "ποτέ",
+    "στη",
+    "θάλασσα",
+    "και",
+    "γιατί",
+    "πότε",
+    "ποιος",
+]
 # Every question is sent, at once; a window is full as soon as it holds enough.
 EAGER = {"drift_flush_s": 0.05, "drift_sample_count": 1024}
 SECRET = "the-secret-question-4711"
@@ -71,6 +89,14 @@ async def alert_of(cluster: Cluster) -> str:
     writer = WriterServiceStub(cluster.channel("writer-0"))
     (entry,) = (await writer.ListTables(ListTablesRequest(), timeout=30)).entries
     return entry.drift_alert
+
+
+async def shoal(cluster: Cluster, *arguments: object) -> Result:
+    """Run a command against the broker."""
+    environment = {"SHOAL_ENDPOINT": cluster.instances["broker-0"].address, "COLUMNS": "200"}
+    return await asyncio.to_thread(
+        CliRunner().invoke, app, [str(each) for each in arguments], env=environment
+    )
 
 
 async def fill(client: AsyncClient) -> None:
@@ -123,12 +149,28 @@ async def test_a_shift_of_questions_is_noticed_said_and_forgotten_when_it_is_the
             assert names[name].alarming, name
         assert names["unknown words"].now > names["unknown words"].before
         assert not any(each.alarming for each in by_name(shifted, "passage").values())
+        pages = tmp_path / "report"
+        done = await shoal(cluster, "drift", "docs", "--report", pages)
+        assert done.exit_code == 1, done.output
+        assert "drifted" in done.stdout
+        assert "650 questions, drawn from 650" in done.stdout
+        page = (pages / "report.html").read_text(encoding="utf-8")
+        assert page.count("data:image/png;base64,") == 6
+        pictures = sorted(each.name for each in pages.glob("*.png"))
+        assert pictures == [
+            f"{subject}-{what}.png"
+            for subject in ("passage", "query")
+            for what in ("components", "map", "measures")
+        ]
+        printed = json.loads((await shoal(cluster, "drift", "docs", "--json")).stdout)
+        assert printed["alert"] == shifted.alert
         # The writer says so by itself, to whoever reads the catalogue.
         async with asyncio.timeout(30):
             while "drift since" not in await alert_of(cluster):
                 await asyncio.sleep(0.05)
 
-        await client.set_drift_reference("docs")
+        done = await shoal(cluster, "drift", "docs", "--set-reference")
+        assert "650 questions and 201 passages of docs" in done.stdout
         assert await alert_of(cluster) == ""
         await ask(client, [*english(110, 2), *greek(170, 2)])
         again = await measured(client, lambda found: found.window_queries == 280)

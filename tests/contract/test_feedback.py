@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import stat
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import Result
+from shoal.cli.main import app
 from shoal.client import (
     AsyncClient,
     Client,
@@ -26,6 +29,7 @@ from shoal.rpc.errors import ServiceError, service_error_of
 from shoal.v1.errors_pb2 import Reason
 from shoal.v1.feedback_pb2 import Choice, FeedbackRecord, ShownHit
 from shoal.v1.search_pb2 import SearchResponse
+from typer.testing import CliRunner
 
 from tests.harness.cluster import Cluster
 from tests.harness.real import client_of, real_cluster
@@ -276,3 +280,70 @@ async def test_the_synchronous_client_says_the_same(
     (record,) = await asyncio.to_thread(calls)
     assert [each.rank for each in record.choices] == [2]
     assert OverloadedError.__doc__
+
+
+async def shoal(cluster: Cluster, *arguments: object) -> Result:
+    """Run a command against the broker."""
+    environment = {"SHOAL_ENDPOINT": cluster.instances["broker-0"].address, "COLUMNS": "200"}
+    return await asyncio.to_thread(
+        CliRunner().invoke, app, [str(each) for each in arguments], env=environment
+    )
+
+
+async def test_choices_become_weighed_pairs_of_what_is_still_the_same(
+    filled: tuple[Cluster, AsyncClient], tmp_path: Path
+) -> None:
+    cluster, client = filled
+    out = tmp_path / "pairs.jsonl"
+    done = await shoal(cluster, "feedback", "pairs", "docs", out)
+    assert done.exit_code == 1
+    assert "no pair to write: 0 records" in done.stderr
+
+    answer = await answered(client)
+    ids = [each.document_id for each in answer.hits]
+    assert ids[0] == "whale"
+    await client.record_feedback("docs", [feedback_on(answer, {1: 20.0, 3: 0.1})])
+    # Of one answer the latest counts.
+    await client.record_feedback("docs", [feedback_on(answer, {1: 20.0, 2: 9.0, 4: 0.1})])
+    again = await answered(client)
+    await client.record_feedback("docs", [feedback_on(again, [1], principal="ann")])
+
+    exported_to = tmp_path / "feedback.jsonl"
+    done = await shoal(cluster, "feedback", "export", "docs", exported_to)
+    assert (done.exit_code, "3 records." in done.stderr) == (0, True)
+    records = [json.loads(line) for line in exported_to.read_text().splitlines()]
+    assert {each["query"] for each in records} == {QUESTION}
+    assert sorted(len(each["choices"]) for each in records) == [1, 2, 3]
+
+    done = await shoal(cluster, "feedback", "pairs", "docs", out, "--min-dwell", 1, "--json")
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert (report["pairs"], report["changed_since"], report["learnt"]) == (2, 0, False)
+    assert report["propensities"] == [1, 0.5, 0.333, 0.25]
+    texts = {each["id"]: each["text"] for each in DOCUMENTS}
+    pairs = [json.loads(line) for line in out.read_text().splitlines()]
+    # Chosen twice at the first rank, and once at the second, which half as many look at.
+    assert [each["weight"] for each in pairs] == [1.0, 1.0]
+    by_source = {each["source"]: each for each in pairs}
+    assert set(by_source) == {"whale", ids[1]}
+    assert by_source["whale"]["choices"] == 2
+    for source, pair in by_source.items():
+        assert (pair["query"], pair["positive"]) == (QUESTION, texts[source])
+        assert pair["made_by"] == [
+            f"v0 {(await client.describe_index('docs')).index.encoder_model}"
+        ]
+
+    written = await client.upsert("docs", [{"id": "whale", "text": "Something else."}])
+    await client.search("docs", "x", min_table_version=written.table_version)
+    done = await shoal(cluster, "feedback", "pairs", "docs", out, "--min-dwell", 1)
+    assert done.exit_code == 0, done.output
+    assert "1 pairs in" in done.stdout
+    assert "1 have changed since" in done.stdout
+    assert "an assumption" in done.stderr
+    # The one that a second caller chose is the one that has changed.
+    done = await shoal(cluster, "feedback", "pairs", "docs", out, "--min-callers", 2)
+    assert done.stdout.startswith("0 pairs in")
+    done = await shoal(cluster, "index", "update", "docs", "--no-feedback")
+    assert "Nothing of the searches of docs is kept" in done.stdout
+    done = await shoal(cluster, "index", "update", "docs", "--feedback")
+    assert "Feedback of the searches of docs is kept" in done.stdout

@@ -24,7 +24,7 @@ from shoal.drift.stability import (
 )
 from shoal.drift.texts import SCRIPTS, main_script, script_counts, unknown_words
 
-SEEDS = 60
+SEEDS = 50
 TOKENIZER = load_bundle(
     Path(__file__).parents[2] / "deploy" / "bundles" / "all-minilm-l6-v2-int8"
 ).tokenizer()
@@ -47,8 +47,9 @@ def test_where_nothing_moved_there_is_no_alarm():
     for seed in range(SEEDS):
         before, after = vectors(2 * seed, 400), vectors(2 * seed + 1, 250)
         alarms += any(each.alarming for each in shifts_of_vectors(before, after))
-        values += discrepancy(before, after, seed, permutations=1000).p_value <= CHANCE
-    # Once in a thousand is allowed: three in sixty happen once in 30,000 runs.
+        found = discrepancy(before[:100], after[:80], seed, permutations=1000)
+        values += found.p_value <= CHANCE
+    # Once in a thousand is allowed, of either kind: three in a hundred happen once in 6,000 runs.
     assert alarms + values <= 2
 
 
@@ -56,7 +57,8 @@ def test_where_something_moved_there_is_an_alarm_each_time():
     for seed in range(SEEDS // 3):
         before, after = vectors(2 * seed, 400), vectors(2 * seed + 1, 250, away=0.6)
         assert any(each.alarming for each in shifts_of_vectors(before, after)), seed
-        assert discrepancy(before, after, seed, permutations=1000).p_value <= CHANCE, seed
+        found = discrepancy(before[:150], after[:150], seed, permutations=1000)
+        assert found.p_value <= CHANCE, seed
 
 
 def test_p_values_are_spread_evenly_where_nothing_moved():

@@ -84,6 +84,6 @@ def _squared(kernel: _Floats, labels: _Floats) -> _Floats:
     towards = labels @ kernel
     within = (towards * labels).sum(axis=1)
     across = (towards * others).sum(axis=1)
-    beyond = ((others @ kernel) * others).sum(axis=1)
+    beyond = kernel.sum() - within - 2 * across
     squared: _Floats = within / (n * (n - 1)) + beyond / (m * (m - 1)) - 2 * across / (n * m)
     return squared

@@ -93,7 +93,12 @@ def shift_of_rates(before: tuple[int, int], after: tuple[int, int]) -> Shift:
 
 
 def chi_squared_quantile(probability: float, freedom: int) -> float:
-    """Give a quantile of chi-squared, within about 1% (Wilson, Hilferty: PNAS 17, 1931)."""
+    """Give a quantile of chi-squared, within about 1%; with 1 degree of freedom exactly.
+
+    By Wilson, Hilferty: PNAS 17, 1931.
+    """
+    if freedom == 1:
+        return NormalDist().inv_cdf((1 + probability) / 2) ** 2
     z = NormalDist().inv_cdf(probability)
     part = 2 / (9 * freedom)
     return freedom * max(0.0, 1 - part + z * math.sqrt(part)) ** 3
