@@ -72,6 +72,8 @@ LAYOUT: Final = pa.schema(
 
 # Rows that are read at a time: each has up to a hundred hits.
 BATCH_ROWS: Final = 256
+# Rows whose ids are looked at at a time: 4,096 answers of ten hits are about 1 MiB.
+SCAN_ROWS: Final = 4096
 
 
 class FeedbackTable:
@@ -166,9 +168,9 @@ class FeedbackTable:
         with self._changing, storage_errors(self.uri):
             if self._dataset is None:
                 return 0
-            rows = self._dataset.to_table(columns=[SEQUENCE, RECORDED_AT])
-            old = pc.less(rows[RECORDED_AT], pa.scalar(than_us, schema.TIMESTAMP))
-            return self._remove(rows.filter(old)[SEQUENCE])
+            old = pc.field(RECORDED_AT) < pa.scalar(than_us, schema.TIMESTAMP)
+            rows = self._dataset.to_table(columns=[SEQUENCE], filter=old)
+            return self._remove(rows[SEQUENCE].to_numpy())
 
     def purge(self, document_ids: Collection[str], before_us: int) -> int:
         """Remove all feedback on answers with some documents; returns how much it was.
@@ -183,13 +185,17 @@ class FeedbackTable:
                 self.purged_before_us = before_us
             if self._dataset is None:
                 return 0
-            rows = self._dataset.to_table(columns=[SEQUENCE, SHOWN_IDS])
-            shown = rows[SHOWN_IDS].combine_chunks()
             wanted = pa.array(list(document_ids), pa.string())
-            hit = pc.list_parent_indices(shown).filter(
-                pc.is_in(pc.list_flatten(shown), value_set=wanted)
+            scanner = self._dataset.scanner(
+                columns=[SEQUENCE, SHOWN_IDS], batch_size=SCAN_ROWS, batch_readahead=1
             )
-            return self._remove(rows[SEQUENCE].take(pc.unique(hit)))
+            found = [np.empty(0, np.int64)]
+            for batch in scanner.to_batches():
+                shown = batch.column(SHOWN_IDS)
+                hit = pc.is_in(pc.list_flatten(shown), value_set=wanted)
+                rows = pc.unique(pc.list_parent_indices(shown).filter(hit))
+                found.append(batch.column(SEQUENCE).take(rows).to_numpy())
+            return self._remove(np.concatenate(found))
 
     def clear(self) -> int:
         """Remove all of it; returns how much it was."""
@@ -211,11 +217,10 @@ class FeedbackTable:
             removal.drop_history(merged)
             return True
 
-    def _remove(self, column: pa.ChunkedArray) -> int:
-        sequences: NDArray[np.int64] = np.sort(column.to_numpy())
+    def _remove(self, sequences: NDArray[np.int64]) -> int:
         if len(sequences) == 0:
             return 0
-        removed = removal.remove(self._root, self._dataset, sequences, self._commit)
+        removed = removal.remove(self._root, self._dataset, np.sort(sequences), self._commit)
         for fragment in removal.due_fragments(self._dataset, 0.0):
             self._dataset = removal.rewrite(self._root, self._dataset, fragment)
         removal.drop_history(self._dataset)

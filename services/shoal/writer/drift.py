@@ -201,7 +201,8 @@ class DriftWatch:
                 "when more have been asked",
             )
         reference = self._take(window)
-        self._full = None
+        # It is there to be taken again, by a call that was repeated.
+        self._full = window
         self._begin(window.model, window.index_version, self._wall_clock())
         return reference
 

@@ -62,6 +62,7 @@ class FeedbackLog:
         self._pending: deque[_Pending] = deque()
         self._waiting_count = 0
         self._commits: asyncio.Task[None] | None = None
+        self._maintenance: asyncio.Task[None] | None = None
         self._closed = False
         self.commit_count = 0
         """Commits made: for tests."""
@@ -94,11 +95,20 @@ class FeedbackLog:
         return await asyncio.shield(done)
 
     async def read(self, since_us: int) -> AsyncIterator[list[FeedbackRecord]]:
-        """Read what was recorded since a time, in batches. since_us: microseconds since 1970."""
+        """Read what was recorded since a time, in batches. since_us: microseconds since 1970.
+
+        Raises VERSION_CONFLICT if feedback is removed meanwhile.
+        """
         self._require_open()
         batches = self._table.read(since_us)
         while True:
-            batch = await self._in_thread(self._executor, next, batches, None)
+            try:
+                batch = await self._in_thread(self._executor, next, batches, None)
+            except ServiceError as error:
+                raise ServiceError(
+                    Reason.REASON_VERSION_CONFLICT,
+                    "feedback was removed while it was read: read it again",
+                ) from error
             if batch is None:
                 return
             yield [_record(each) for each in batch.to_pylist()]
@@ -133,6 +143,8 @@ class FeedbackLog:
         self._closed = True
         if self._commits is not None:
             await self._commits
+        if self._maintenance is not None:
+            await self._maintenance
         # One that waits for the table's lock is done after this.
         await self._in_maintenance(_nothing)
 
@@ -149,6 +161,11 @@ class FeedbackLog:
                 await self._commit(group)
             finally:
                 self._waiting_count -= sum(len(each.rows) for each in group)
+            if self._maintenance is None or self._maintenance.done():
+                self._maintenance = asyncio.create_task(self._maintain())
+
+    async def _maintain(self) -> None:
+        """Keep the table quick. What fails is tried again after a later commit."""
         try:
             await self._in_maintenance(self._table.compact)
         except ServiceError:

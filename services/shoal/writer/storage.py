@@ -59,6 +59,7 @@ class StorageKeeper:
         await index.feedback.clean(disabled=disabled)
         if disabled:
             await index.drift.thread.run(index.drift.clear)
+            index.drift.alert = ""
         cleaned.bytes += await self._indexes.drop_outdated(index, held_out=False)
         return cleaned
 
