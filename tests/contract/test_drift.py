@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -75,10 +76,11 @@ async def measured(
 ) -> MeasureDriftResponse:
     async with asyncio.timeout(60):
         while True:
-            found = await client.measure_drift("docs")
-            if holds(found):
-                return found
-            await asyncio.sleep(0.05)
+            with contextlib.suppress(IndexNotFoundError):  # After a restart, for a moment.
+                found = await client.measure_drift("docs")
+                if holds(found):
+                    return found
+            await asyncio.sleep(0.2)
 
 
 def by_name(found: MeasureDriftResponse, subject: str = "query") -> dict[str, DriftMeasure]:
@@ -110,7 +112,7 @@ async def fill(client: AsyncClient) -> None:
 async def test_a_shift_of_questions_is_noticed_said_and_forgotten_when_it_is_the_reference(
     tmp_path: Path,
 ) -> None:
-    writer = {"tokenizer": ENCODER, "drift_interval_s": 0.2}
+    writer = {"tokenizer": ENCODER, "drift_interval_s": 1.0}
     async with (
         real_cluster(tmp_path, writer=writer, broker=EAGER) as cluster,
         client_of(cluster) as client,
@@ -176,16 +178,16 @@ async def test_a_shift_of_questions_is_noticed_said_and_forgotten_when_it_is_the
         again = await measured(client, lambda found: found.window_queries == 280)
         assert again.alert == ""
 
-        stored = sorted((tmp_path / "indexes").glob("*/drift/*"))
-        assert [each.name for each in stored] == ["reference.npz", "window.npz"]
+        # Beside them is what is being written, for a moment.
+        stored = {each.name for each in (tmp_path / "indexes").glob("*/drift/[!.]*")}
+        assert stored == {"reference.npz", "window.npz"}
         await client.purge("docs", ["purged"])
         after = await client.measure_drift("docs")
         passages = by_name(after, "passage")["component 1"]
         assert sum(passages.reference_counts) == MIN_SAMPLE
-        everything = [each for each in tmp_path.rglob("*") if each.is_file()]  # noqa: ASYNC240
-        assert not any(SECRET.encode() in each.read_bytes() for each in everything)
-
-    # What was there is there again after a restart.
+    # No question's text was kept, and what was is there again after a restart.
+    everything = [each for each in tmp_path.rglob("*") if each.is_file()]  # noqa: ASYNC240
+    assert not any(SECRET.encode() in each.read_bytes() for each in everything)
     async with (
         real_cluster(tmp_path, writer=writer, broker=EAGER) as cluster,
         client_of(cluster) as client,
@@ -221,6 +223,7 @@ async def test_a_full_window_becomes_the_reference_and_choices_are_compared(
             pieces = [feedback_on(answer, [1] if at < chosen else []) for at in range(of)]
             await client.record_feedback("docs", pieces)
 
+        await measured(client, lambda found: found.window_queries > 0)
         await feedback(60, 80)
         async with asyncio.timeout(60):
             while True:
@@ -228,7 +231,15 @@ async def test_a_full_window_becomes_the_reference_and_choices_are_compared(
                 if (await client.measure_drift("docs")).reference_queries:
                     break
         await feedback(5, 80)
-        found = await measured(client, lambda found: "choices" in by_name(found))
+        await ask(client, english(210, 4))
+        # The window that began when the reference was taken, and not the one it was made of.
+        found = await measured(
+            client,
+            lambda found: (
+                "choices" in by_name(found)
+                and found.window_time.ToSeconds() >= found.reference_time.ToSeconds() - 1
+            ),
+        )
         choices = by_name(found)["choices"]
         assert choices.alarming
         assert (choices.before, choices.now) == (0.75, 0.0625)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import stat
@@ -21,6 +22,7 @@ from shoal.client import (
     IndexNotFoundError,
     InvalidArgumentError,
     OverloadedError,
+    UnavailableError,
     feedback_on,
 )
 from shoal.internal.v1.feedback_pb2 import AnswerFeedback, ShownAnswer, StoreFeedbackRequest
@@ -47,9 +49,11 @@ async def answered(client: AsyncClient, question: str = QUESTION, **fields: Any)
     """An answer with a token, once the broker has its keys, and the shards the documents."""
     async with asyncio.timeout(30):
         while True:
-            answer = await client.search("docs", question, bypass_cache=True, **fields)
-            if answer.answer_token and len(answer.hits) == fields.get("top_k", len(DOCUMENTS)):
-                return answer
+            # After a restart the index is not known at once, nor loaded.
+            with contextlib.suppress(IndexNotFoundError, UnavailableError):
+                answer = await client.search("docs", question, bypass_cache=True, **fields)
+                if answer.answer_token and len(answer.hits) == fields.get("top_k", len(DOCUMENTS)):
+                    return answer
             await asyncio.sleep(0.05)
 
 

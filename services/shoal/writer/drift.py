@@ -279,7 +279,7 @@ def _questions(
 
 
 def _digests(document_ids: Sequence[str]) -> NDArray[np.uint64]:
-    return np.array([xxhash.xxh3_64_intdigest(each) for each in document_ids], np.uint64)
+    return np.array([xxhash.xxh3_64_intdigest(each.encode()) for each in document_ids], np.uint64)
 
 
 def _give_way() -> None:
