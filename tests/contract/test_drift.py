@@ -124,14 +124,14 @@ async def test_a_shift_of_questions_is_noticed_said_and_forgotten_when_it_is_the
             await client.set_drift_reference("docs")
         assert few.value.reason == "TOO_FEW_QUERIES"
 
-        await ask(client, [*english(259, 0), SECRET])
+        await ask(client, [*english(219, 0), SECRET])
         await ask(client, greek(30, 0), no_feedback=True)
-        await measured(client, lambda found: found.window_queries == 260)
+        await measured(client, lambda found: found.window_queries == 220)
         taken = await client.set_drift_reference("docs")
-        assert (taken.queries, taken.passages) == (260, MIN_SAMPLE + 1)
+        assert (taken.queries, taken.passages) == (220, MIN_SAMPLE + 1)
 
-        await ask(client, english(250, 1))
-        same = await measured(client, lambda found: found.window_queries == 250)
+        await ask(client, english(210, 1))
+        same = await measured(client, lambda found: found.window_queries == 210)
         assert same.alert == ""
         assert not any(each.alarming for each in same.measures)
         names = by_name(same)
@@ -142,8 +142,8 @@ async def test_a_shift_of_questions_is_noticed_said_and_forgotten_when_it_is_the
             (subject, reference) for subject in ("query", "passage") for reference in (True, False)
         }
 
-        await ask(client, greek(400, 1))
-        shifted = await measured(client, lambda found: found.window_queries == 650)
+        await ask(client, greek(210, 1))
+        shifted = await measured(client, lambda found: found.window_queries == 420)
         assert "questions (vectors: discrepancy" in shifted.alert
         assert "--set-reference" in shifted.alert
         names = by_name(shifted)
@@ -155,7 +155,7 @@ async def test_a_shift_of_questions_is_noticed_said_and_forgotten_when_it_is_the
         done = await shoal(cluster, "drift", "docs", "--report", pages)
         assert done.exit_code == 1, done.output
         assert "drifted" in done.stdout
-        assert "650 questions, drawn from 650" in done.stdout
+        assert "420 questions, drawn from 420" in done.stdout
         page = (pages / "report.html").read_text(encoding="utf-8")
         assert page.count("data:image/png;base64,") == 6
         pictures = sorted(each.name for each in pages.glob("*.png"))
@@ -172,10 +172,10 @@ async def test_a_shift_of_questions_is_noticed_said_and_forgotten_when_it_is_the
                 await asyncio.sleep(0.05)
 
         done = await shoal(cluster, "drift", "docs", "--set-reference")
-        assert "650 questions and 201 passages of docs" in done.stdout
+        assert "420 questions and 201 passages of docs" in done.stdout
         assert await alert_of(cluster) == ""
-        await ask(client, [*english(110, 2), *greek(170, 2)])
-        again = await measured(client, lambda found: found.window_queries == 280)
+        await ask(client, [*english(105, 2), *greek(105, 2)])
+        again = await measured(client, lambda found: found.window_queries == 210)
         assert again.alert == ""
 
         # Beside them is what is being written, for a moment.
@@ -192,8 +192,8 @@ async def test_a_shift_of_questions_is_noticed_said_and_forgotten_when_it_is_the
         real_cluster(tmp_path, writer=writer, broker=EAGER) as cluster,
         client_of(cluster) as client,
     ):
-        kept = await measured(client, lambda found: found.window_queries == 280)
-        assert kept.reference_queries == 650
+        kept = await measured(client, lambda found: found.window_queries == 210)
+        assert kept.reference_queries == 420
         await client.update_index("docs", feedback_disabled=True)
         await client.clean_index("docs")
         gone = await client.measure_drift("docs")

@@ -118,10 +118,10 @@ class _Cells:
         return int(self.rank.max()) + 1 if len(self.rank) else 0
 
     def by_pair(self, values: _Floats) -> _Floats:
-        return np.bincount(self.pair, values, minlength=len(self.pairs))
+        return np.bincount(self.pair, values, minlength=len(self.pairs)).astype(np.float64)
 
     def by_rank(self, values: _Floats) -> _Floats:
-        return np.bincount(self.rank, values, minlength=self.rank_count)
+        return np.bincount(self.rank, values, minlength=self.rank_count).astype(np.float64)
 
 
 def estimate_propensities(impressions: Sequence[Impression]) -> Propensities:
