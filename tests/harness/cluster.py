@@ -197,6 +197,7 @@ def _placed(
         dimension=entry.dimension,
         create_time=entry.create_time,
         fields=entry.fields,
+        feedback_disabled=entry.feedback_disabled,
     )
     ready = {
         (id_, state.shard)

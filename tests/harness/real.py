@@ -33,9 +33,13 @@ GROUPS: Groups = [((0,), ("shard-server-0",)), ((1,), ("shard-server-1",))]
 
 @contextlib.asynccontextmanager
 async def real_cluster(
-    data: Path, groups: Groups = GROUPS, *, writer: Mapping[str, Any] | None = None
+    data: Path,
+    groups: Groups = GROUPS,
+    *,
+    writer: Mapping[str, Any] | None = None,
+    broker: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[Cluster]:
-    """Start everything, and have it controlled. writer: settings of the writer."""
+    """Start everything, and have it controlled. writer, broker: settings of those."""
     cluster = Cluster()
     try:
         await cluster.add(EncoderService(EncoderSettings(bundle=ENCODER), "encoder-0"))
@@ -44,8 +48,8 @@ async def real_cluster(
             settings = ShardSettings(follow_interval_s=0.05, threads=1)
             await cluster.add(ShardService(settings, id_))
         await cluster.add(WriterService(WriterSettings(data=data, **(writer or {})), "writer-0"))
-        broker = BrokerService(BrokerSettings(probe_interval_s=0.05), "broker-0")
-        await cluster.add(broker)
+        brokers = BrokerSettings(**{"probe_interval_s": 0.05, **(broker or {})})
+        await cluster.add(BrokerService(brokers, "broker-0"))
         await cluster.publish()
         async with controlled(cluster, groups):
             yield cluster

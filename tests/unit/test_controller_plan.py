@@ -242,6 +242,19 @@ def test_an_indexs_numbers_are_checked_and_given_back() -> None:
             IndexScale().changed_by(wrong)
 
 
+def test_drift_is_said_with_the_problems_and_opting_out_reaches_everybody() -> None:
+    world = World(Scale(shards=1))
+    world.catalogue = [_entry()]
+    world.run(12)
+    assert problems(world.config, world.memory, world.observed(), world.now_s) == []
+    world.catalogue[0].drift_alert = "drift since yesterday"
+    world.catalogue[0].feedback_disabled = True
+    world.run(2)
+    found = problems(world.config, world.memory, world.observed(), world.now_s)
+    assert found == [f"index {world.catalogue[0].name}: drift since yesterday"]
+    assert world.memory.topology.indexes[0].feedback_disabled
+
+
 def test_a_shard_that_serves_in_spite_of_something_is_a_problem() -> None:
     world = World(Scale(shards=1))
     world.catalogue = [_entry()]

@@ -202,6 +202,8 @@ def _rank_all(
             lexical_weight=way.lexical_weight,
             omit_text=True,
             bypass_cache=True,
+            # Judged questions are not what the index is asked.
+            no_feedback=True,
         )
         for query_id, text in queries.items()
     }

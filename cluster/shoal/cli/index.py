@@ -115,25 +115,43 @@ def update(
     name: IndexName,
     recall: Recall = None,
     kind: Kind = None,
+    feedback: Annotated[
+        bool | None,
+        typer.Option(
+            "--feedback/--no-feedback",
+            help="Whether anything of its searches is kept to learn from. What was kept goes with "
+            "the next cleaning.",
+            show_default=False,
+        ),
+    ] = None,
     endpoint: Endpoint = None,
     as_json: AsJson = False,
     timeout: Timeout = 10.0,
 ) -> None:
-    """Change the recall target or the kind of an index, for the versions that are built next."""
+    """Change the recall target or the kind of an index, for the versions that are built next.
+
+    Or, at once, whether it takes feedback.
+    """
     from shoal.cli.plain import enum_name
     from shoal.v1.search_pb2 import SearchKind
 
-    if recall is None and kind is None:
-        raise CliError("there is nothing to change: give --recall, or --kind")
+    if recall is None and kind is None and feedback is None:
+        raise CliError("there is nothing to change: give --recall, --kind, or --feedback")
     with connected(endpoint) as client:
         index = client.update_index(
             name,
             recall_target=recall,
             kind=None if kind is None else kind_number(kind),
+            feedback_disabled=None if feedback is None else not feedback,
             timeout_s=timeout,
         )
     if as_json:
         print_message(index)
+        return
+    if feedback is not None:
+        kept = "Nothing" if index.feedback_disabled else "Feedback"
+        say(f"{kept} of the searches of {name} is kept from now on.")
+    if recall is None and kind is None:
         return
     kind_name = enum_name(SearchKind.DESCRIPTOR, index.declared_kind).lower().replace("_", "-")
     say(

@@ -12,8 +12,10 @@ from shoal.cli import (
     corpora,
     demo,
     documents,
+    drift,
     evaluation,
     export,
+    feedback,
     index,
     search,
     snapshots,
@@ -47,6 +49,8 @@ app.command()(snapshots.restore)
 app.command()(snapshots.snapshots)
 app.command("eval")(evaluation.evaluate)
 app.add_typer(export.app, name="export")
+app.add_typer(feedback.app, name="feedback")
+app.command()(drift.drift)
 app.add_typer(corpora.app, name="corpus")
 app.command()(demo.demo)
 

@@ -81,6 +81,7 @@ _REMEDIES: Final = {
     "BUILD_IN_PROGRESS": "`shoal index versions INDEX` says how far it is",
     "VERSION_SERVES": "`shoal index promote INDEX VERSION` does it",
     "SNAPSHOT_EXISTS": "name a folder for each snapshot, such as one with the date",
+    "FEEDBACK_DISABLED": "`shoal index update INDEX --feedback` allows it",
     "STORAGE_FULL": "make room where the data is; nothing that was acknowledged is lost",
     "INTERNAL": "this is a bug of Shoal's: the log in the folder that `shoal status` names says "
     "more",

@@ -157,6 +157,8 @@ class Retention(_Frozen):
     """Seconds for which such rows, and old versions of the table, are kept for readers."""
     keep_tombstones_s: float = Field(default=7 * 86_400.0, ge=0)
     """Seconds for which a deletion is remembered: how old a stored segment may be to catch up."""
+    feedback_keep_days: float = Field(default=90.0, gt=0)
+    """Days for which feedback on answers is kept."""
     keep_index_versions: int = Field(default=2, ge=0)
     """Versions of an index kept beside the one that serves and the one a rollback leads to."""
 

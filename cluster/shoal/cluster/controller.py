@@ -212,6 +212,11 @@ def _index_problems(memory: Memory, observed: Observed, now_s: float) -> list[st
         elif index.serving.shard_count != memory.scale_of(index.uid).shards:
             found.append(f"index {index.name} is to be divided otherwise")
         found += _notes(index, answers)
+    found += [
+        f"index {entry.name}: {entry.drift_alert}"
+        for entry in observed.catalogue or ()
+        if entry.drift_alert
+    ]
     return found
 
 

@@ -117,6 +117,7 @@ def plan_index(
         declared_kind=entry.kind,
         create_time=entry.create_time,
         fields=entry.fields,
+        feedback_disabled=entry.feedback_disabled,
     )
     wanted = place(scale, index_version=entry.index_version, codebook_uri=entry.codebook_uri)
     if before is None or not before.HasField("serving"):

@@ -32,6 +32,7 @@ from shoal.client._errors import (
     TableVersionAheadError,
     UnavailableError,
 )
+from shoal.client._feedback import feedback_on
 from shoal.client._requests import search_request
 from shoal.client._sync import Client
 from shoal.client._upsert import UpsertSummary
@@ -63,5 +64,6 @@ __all__ = [
     "TableVersionAheadError",
     "UnavailableError",
     "UpsertSummary",
+    "feedback_on",
     "search_request",
 ]

@@ -20,6 +20,7 @@ from shoal.client import _requests as requests
 from shoal.client._async_upsert import AsyncUpsertStream
 from shoal.client._channel import DEFAULT_ENDPOINT, Options, channel_options, target_of
 from shoal.client._errors import error_of
+from shoal.client._feedback import AsyncFeedbackCalls
 from shoal.client._snapshots import AsyncSnapshotCalls
 from shoal.client._upsert import (
     LostStreamError,
@@ -35,6 +36,8 @@ from shoal.v1.documents_pb2 import (
     PurgeDocumentsResponse,
 )
 from shoal.v1.documents_pb2_grpc import DocumentServiceStub
+from shoal.v1.drift_pb2_grpc import DriftServiceStub
+from shoal.v1.feedback_pb2_grpc import FeedbackServiceStub
 from shoal.v1.indexes_pb2 import (
     BuildIndexVersionRequest,
     CleanIndexRequest,
@@ -67,7 +70,7 @@ _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
 
 
-class AsyncClient(AsyncSnapshotCalls):
+class AsyncClient(AsyncSnapshotCalls, AsyncFeedbackCalls):
     """Talks to one broker or several."""
 
     def __init__(
@@ -96,6 +99,8 @@ class AsyncClient(AsyncSnapshotCalls):
         self._documents = DocumentServiceStub(self._channel)
         self._indexes = IndexServiceStub(self._channel)
         self._cluster = ClusterServiceStub(self._channel)
+        self._feedback = FeedbackServiceStub(self._channel)
+        self._drift = DriftServiceStub(self._channel)
 
     async def __aenter__(self) -> Self:
         return self
@@ -135,6 +140,7 @@ class AsyncClient(AsyncSnapshotCalls):
         filter: str = "",  # noqa: A002  # the field's name
         hybrid: bool = True,
         lexical_weight: float | None = None,
+        no_feedback: bool = False,
         timeout_s: float = 10.0,
     ) -> SearchResponse:
         """Rank the passages of an index for a question, or for a vector.
@@ -157,6 +163,7 @@ class AsyncClient(AsyncSnapshotCalls):
             filter=filter,
             hybrid=hybrid,
             lexical_weight=lexical_weight,
+            no_feedback=no_feedback,
         )
         return await self._call(self._search.Search, request, timeout_s)
 
@@ -281,14 +288,17 @@ class AsyncClient(AsyncSnapshotCalls):
         *,
         recall_target: float | None = None,
         kind: SearchKind.ValueType | None = None,
+        feedback_disabled: bool | None = None,
         timeout_s: float = 10.0,
     ) -> Index:
         """Change what the next versions of an index are to be; None leaves it. Returns the index.
 
         recall_target: 0 means the cluster's default. kind: unspecified means that it is chosen.
-        What serves is not touched.
+        What serves is not touched. feedback_disabled: True keeps nothing of its searches, from now.
         """
-        request = UpdateIndexRequest(name=name, recall_target=recall_target, kind=kind)
+        request = UpdateIndexRequest(
+            name=name, recall_target=recall_target, kind=kind, feedback_disabled=feedback_disabled
+        )
         return (await self._call(self._indexes.UpdateIndex, request, timeout_s)).index
 
     async def list_indexes(self, *, timeout_s: float = 10.0) -> AsyncIterator[Index]:

@@ -72,6 +72,7 @@ def search_request(
     filter: str = "",  # noqa: A002  # the field's name
     hybrid: bool = True,
     lexical_weight: float | None = None,
+    no_feedback: bool = False,
 ) -> SearchRequest:
     """One search: what `Client.search` sends, and what `Client.batch_search` takes many of.
 
@@ -81,7 +82,8 @@ def search_request(
     number groups hits by document, no more than so many of each, and `top_k` counts documents.
     filter: on the fields that the index declares, such as `lang == "en" && year >= 2020`.
     hybrid: whether the words of a question count beside its vector. lexical_weight: how much, 0 to
-    1, where 1 is words alone; None means the cluster's default.
+    1, where 1 is words alone; None means the cluster's default. no_feedback: keep nothing of this
+    search to learn from.
     What each field means is written in `shoal/v1/search.proto`.
     """
     request = SearchRequest(
@@ -94,6 +96,7 @@ def search_request(
         omit_text=omit_text,
         bypass_cache=bypass_cache,
         filter=filter,
+        no_feedback=no_feedback,
         group=None if hits_per_document is None else Group(per_document=hits_per_document),
     )
     if not hybrid or lexical_weight is not None:

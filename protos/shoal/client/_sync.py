@@ -13,6 +13,7 @@ import grpc
 from shoal.client import _requests as requests
 from shoal.client._channel import DEFAULT_ENDPOINT, Options, channel_options, target_of
 from shoal.client._errors import ShoalError, error_of
+from shoal.client._feedback import FeedbackCalls
 from shoal.client._snapshots import SnapshotCalls
 from shoal.client._upsert import (
     CLOSE_S,
@@ -34,6 +35,8 @@ from shoal.v1.documents_pb2 import (
     UpsertDocumentsResponse,
 )
 from shoal.v1.documents_pb2_grpc import DocumentServiceStub
+from shoal.v1.drift_pb2_grpc import DriftServiceStub
+from shoal.v1.feedback_pb2_grpc import FeedbackServiceStub
 from shoal.v1.indexes_pb2 import (
     BuildIndexVersionRequest,
     CleanIndexRequest,
@@ -70,7 +73,7 @@ _UpsertMethod: TypeAlias = (
 )
 
 
-class Client(SnapshotCalls):
+class Client(SnapshotCalls, FeedbackCalls):
     """Talks to one broker or several."""
 
     def __init__(
@@ -99,6 +102,8 @@ class Client(SnapshotCalls):
         self._documents = DocumentServiceStub(self._channel)
         self._indexes = IndexServiceStub(self._channel)
         self._cluster = ClusterServiceStub(self._channel)
+        self._feedback = FeedbackServiceStub(self._channel)
+        self._drift = DriftServiceStub(self._channel)
 
     def __enter__(self) -> Self:
         return self
@@ -138,6 +143,7 @@ class Client(SnapshotCalls):
         filter: str = "",  # noqa: A002  # the field's name
         hybrid: bool = True,
         lexical_weight: float | None = None,
+        no_feedback: bool = False,
         timeout_s: float = 10.0,
     ) -> SearchResponse:
         """Rank the passages of an index for a question, or for a vector.
@@ -160,6 +166,7 @@ class Client(SnapshotCalls):
             filter=filter,
             hybrid=hybrid,
             lexical_weight=lexical_weight,
+            no_feedback=no_feedback,
         )
         return self._call(self._search.Search, request, timeout_s)
 
@@ -281,14 +288,17 @@ class Client(SnapshotCalls):
         *,
         recall_target: float | None = None,
         kind: SearchKind.ValueType | None = None,
+        feedback_disabled: bool | None = None,
         timeout_s: float = 10.0,
     ) -> Index:
         """Change what the next versions of an index are to be; None leaves it. Returns the index.
 
         recall_target: 0 means the cluster's default. kind: unspecified means that it is chosen.
-        What serves is not touched.
+        What serves is not touched. feedback_disabled: True keeps nothing of its searches, from now.
         """
-        request = UpdateIndexRequest(name=name, recall_target=recall_target, kind=kind)
+        request = UpdateIndexRequest(
+            name=name, recall_target=recall_target, kind=kind, feedback_disabled=feedback_disabled
+        )
         return self._call(self._indexes.UpdateIndex, request, timeout_s).index
 
     def list_indexes(self, *, timeout_s: float = 10.0) -> Iterator[Index]:

@@ -64,6 +64,8 @@ CODES: Final[dict[Reason.ValueType, grpc.StatusCode]] = {
     Reason.REASON_VERSION_NOT_READY: grpc.StatusCode.FAILED_PRECONDITION,
     Reason.REASON_VERSION_SERVES: grpc.StatusCode.FAILED_PRECONDITION,
     Reason.REASON_NO_PREVIOUS_VERSION: grpc.StatusCode.FAILED_PRECONDITION,
+    Reason.REASON_FEEDBACK_DISABLED: grpc.StatusCode.FAILED_PRECONDITION,
+    Reason.REASON_TOO_FEW_QUERIES: grpc.StatusCode.FAILED_PRECONDITION,
 }
 
 # Peers that never reached Shoal's code (a refused connection, a proxy) send a bare status.

@@ -49,6 +49,8 @@ class Trace:
     cache: CacheState.ValueType = CacheState.CACHE_STATE_BYPASS
     encoder_model: str = ""
     reranker_model: str = ""
+    vector: bytes = b""
+    """The question's, float32; empty if it was not needed."""
     versions: dict[int, int] = field(default_factory=dict)
     """Table version that each shard had applied when it answered."""
     matching_counts: dict[int, int] = field(default_factory=dict)

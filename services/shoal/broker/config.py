@@ -41,6 +41,10 @@ class BrokerSettings(BaseModel):
     costs each search a few seconds once, and not for as long as it lasts."""
     probe_interval_s: float = Field(default=0.25, gt=0)
     """Seconds between two looks at a shard server's states: how stale a cached answer can be."""
+    drift_sample_count: int = Field(default=64, ge=0, le=1024)
+    """Questions of each index that are drawn between two sendings, to measure drift; 0: none."""
+    drift_flush_s: float = Field(default=30.0, gt=0)
+    """Seconds between two sendings of drawn questions to the writer: 100 KB of 384 dimensions."""
     redis_url: str | None = None
     """Cache of hot queries: redis://, rediss:// or unix:// URL. None: no cache."""
     redis_timeout_s: float = Field(default=0.025, gt=0)

@@ -88,6 +88,7 @@ class IndexesServer(VersionHandlers, SnapshotHandlers, IndexServiceServicer):
             request_id=request.request_id or uuid.uuid4().hex,
             recall_target=request.recall_target,
             kind=request.kind,
+            feedback_disabled=request.feedback_disabled,
         )
         response = await reach_writer(
             self._writers,
@@ -120,6 +121,7 @@ class IndexesServer(VersionHandlers, SnapshotHandlers, IndexServiceServicer):
                 recall_target=target_in_force(entry.recall_target),
                 declared_kind=entry.kind,
                 fields=entry.fields,
+                feedback_disabled=entry.feedback_disabled,
             )
         )
 
@@ -135,6 +137,8 @@ class IndexesServer(VersionHandlers, SnapshotHandlers, IndexServiceServicer):
             update.recall_target = request.recall_target
         if request.HasField("kind"):
             update.kind = request.kind
+        if request.HasField("feedback_disabled"):
+            update.feedback_disabled = request.feedback_disabled
         response = await reach_writer(
             self._writers,
             lambda stub, budget_s: stub.UpdateTable(update, timeout=budget_s),
@@ -148,6 +152,7 @@ class IndexesServer(VersionHandlers, SnapshotHandlers, IndexServiceServicer):
         # The topology that says so may be on its way.
         index.recall_target = target_in_force(entry.recall_target)
         index.declared_kind = entry.kind
+        index.feedback_disabled = entry.feedback_disabled
         return UpdateIndexResponse(index=index)
 
     async def ListIndexes(
@@ -279,6 +284,7 @@ class IndexesServer(VersionHandlers, SnapshotHandlers, IndexServiceServicer):
             recall_target=target_in_force(route.recall_target),
             declared_kind=SearchKind.ValueType(route.declared_kind),
             live_recall=_live_recall(states.values()),
+            feedback_disabled=route.feedback_disabled,
             search_effort=max((each.search_effort for each in states.values()), default=0),
         )
 

@@ -68,6 +68,7 @@ class Pipeline:
         """Answer a query. Raises ServiceError if there is nothing to answer with."""
         budget = Budget(deadline)
         vector, words = await self.questions.read(request, route, query, budget, trace)
+        trace.vector = vector
         look = partial(self._search, request, route, query, vector, words, budget, trace)
         rank = partial(self._ranked, query, words, trace)
         if query.per_document:

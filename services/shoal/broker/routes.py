@@ -48,6 +48,8 @@ class IndexRoute:
     """Recall at 10 that versions are built to reach; 0 for the default."""
     declared_kind: int = SearchKind.SEARCH_KIND_UNSPECIFIED
     """Kind that versions are built as; unspecified if it is chosen."""
+    feedback_disabled: bool = False
+    """True if nothing of its searches is kept to learn from."""
 
     @property
     def layout(self) -> LayoutKey:
@@ -132,4 +134,5 @@ def _route_of(index: IndexPlacement) -> IndexRoute:
         standby_version=index.standby.index_version if index.HasField("standby") else None,
         recall_target=index.recall_target,
         declared_kind=index.declared_kind,
+        feedback_disabled=index.feedback_disabled,
     )

@@ -10,11 +10,13 @@ from typing import Any, Final
 import grpc
 from google.protobuf.message import DecodeError
 from shoal.broker.answer import Trace, stamp
+from shoal.broker.answer_tokens import AnswerTokens
 from shoal.broker.cache import answer_key
 from shoal.broker.config import BrokerSettings
 from shoal.broker.contexts import ContextStage
 from shoal.broker.pipeline import Pipeline
 from shoal.broker.routes import IndexRoute, Routes
+from shoal.broker.sampling import QuerySampler
 from shoal.broker.single_flight import SingleFlight
 from shoal.broker.validation import MAX_BATCH, Query, check_context, check_search
 from shoal.rpc.deadline import Deadline
@@ -54,11 +56,13 @@ class SearchServer(SearchServiceServicer):
         routes: Callable[[], Routes],
         pipeline: Pipeline,
         contexts: ContextStage,
+        tokens: AnswerTokens,
+        sampler: QuerySampler,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         """routes: gives the routes that are followed now. wall_clock: seconds since 1970."""
         self._wall_clock = wall_clock
-        self._contexts = contexts
+        self._contexts, self._tokens, self._sampler = contexts, tokens, sampler
         self._settings, self._broker_id = settings, broker_id
         self._routes, self._pipeline = routes, pipeline
         self._flights: SingleFlight[tuple[SearchResponse, Trace, Deadline]] = SingleFlight()
@@ -161,6 +165,12 @@ class SearchServer(SearchServiceServicer):
             response, trace = await self._compute(request, route, query, deadline)
         else:
             response, trace = await self._cached(request, route, query, deadline)
+        if not request.no_feedback:
+            # Of this very call, also when the answer was cached.
+            response.answer_token = self._tokens.make(
+                request.text, response, route, routes.reranker_models
+            )
+            self._sampler.offer(route, request.text, trace.vector, response)
         if request.explain:
             stamp(
                 response,

@@ -6,13 +6,16 @@ import time
 from collections.abc import Sequence
 
 import grpc
+from shoal.broker.answer_tokens import AnswerTokens
 from shoal.broker.cache import Cache
 from shoal.broker.cluster_server import ClusterServer
 from shoal.broker.config import BrokerSettings
 from shoal.broker.contexts import ContextStage
 from shoal.broker.documents_server import DocumentsServer
+from shoal.broker.drift_server import DriftServer
 from shoal.broker.encoding import EncodeStage
 from shoal.broker.fan_out import FanOut
+from shoal.broker.feedback_server import FeedbackServer
 from shoal.broker.fetching import FetchStage
 from shoal.broker.indexes_server import IndexesServer
 from shoal.broker.pipeline import Pipeline
@@ -22,7 +25,9 @@ from shoal.broker.reading import DocumentReader
 from shoal.broker.replicas import Chooser
 from shoal.broker.reranking import RerankStage
 from shoal.broker.routes import Routes, routes_of
+from shoal.broker.sampling import QuerySampler
 from shoal.broker.search_server import SearchServer
+from shoal.broker.signing_keys import SigningKeys
 from shoal.broker.statistics import StatisticsStage
 from shoal.broker.targets import Targets
 from shoal.broker.waiting import RoutesBoard
@@ -33,6 +38,10 @@ from shoal.v1 import (
     cluster_pb2_grpc,
     documents_pb2,
     documents_pb2_grpc,
+    drift_pb2,
+    drift_pb2_grpc,
+    feedback_pb2,
+    feedback_pb2_grpc,
     indexes_pb2,
     indexes_pb2_grpc,
     search_pb2,
@@ -87,8 +96,17 @@ class BrokerService:
             probe=self._probe,
         )
         reader = DocumentReader(shard_servers)
+        tokens = AnswerTokens()
+        self._signing_keys = SigningKeys(writers, tokens)
+        self._sampler = QuerySampler(settings, writers)
         self._search = SearchServer(
-            settings, self.follower.instance_id, self._routes, pipeline, ContextStage(reader)
+            settings,
+            self.follower.instance_id,
+            self._routes,
+            pipeline,
+            ContextStage(reader),
+            tokens,
+            self._sampler,
         )
         cached = self._settings.redis_url is not None
         cache_ttl_s = self._settings.cache_ttl_s if cached else None
@@ -99,12 +117,25 @@ class BrokerService:
         indexes_pb2_grpc.add_IndexServiceServicer_to_server(
             IndexesServer(board, writers, controllers, self._probe), server
         )
+        feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(
+            FeedbackServer(self._routes, writers, tokens), server
+        )
+        drift_pb2_grpc.add_DriftServiceServicer_to_server(
+            DriftServer(self._routes, writers), server
+        )
         cluster_pb2_grpc.add_ClusterServiceServicer_to_server(
             ClusterServer(lambda: self.follower.topology, controllers), server
         )
         return [
             service.full_name
-            for file in (search_pb2, documents_pb2, indexes_pb2, cluster_pb2)
+            for file in (
+                search_pb2,
+                documents_pb2,
+                indexes_pb2,
+                feedback_pb2,
+                drift_pb2,
+                cluster_pb2,
+            )
             for service in file.DESCRIPTOR.services_by_name.values()
         ]
 
@@ -113,6 +144,8 @@ class BrokerService:
         if self._first is not None:
             self.follower.accept(self._first)
         self._probe.start()
+        self._signing_keys.start()
+        self._sampler.start()
 
     async def drain(self) -> None:
         """Let the searches under way finish."""
@@ -120,6 +153,8 @@ class BrokerService:
 
     async def stop(self) -> None:
         """Close all connections."""
+        await self._sampler.stop()
+        await self._signing_keys.stop()
         await self._probe.stop()
         await self._cache.close()
         for targets in self._targets.values():

@@ -39,6 +39,12 @@ class BundleTokenizer:
         self._cutting.no_padding()
         self._whole.no_truncation()
         self._whole.no_padding()
+        model = self._whole.model
+        unknown = getattr(model, "unk_token", None)
+        # A model over pieces of text has a number for it, the others a token.
+        self._unknown: int | None = (
+            getattr(model, "unk_id", None) if unknown is None else self._whole.token_to_id(unknown)
+        )
 
     def encode(self, texts: Sequence[str]) -> list[Any]:
         """Tokenise texts: one encoding each (`ids`, `type_ids`), cut at the maximum length."""
@@ -56,6 +62,17 @@ class BundleTokenizer:
         """
         encoding = self._whole.encode(text.translate(_CONTROLS), add_special_tokens=False)
         return list(encoding.offsets)
+
+    def pieces(self, text: str) -> list[tuple[int, bool]]:
+        """Where each token of a text begins, and whether it is the one for what is not known.
+
+        As for `offsets`.
+        """
+        encoding = self._whole.encode(text.translate(_CONTROLS), add_special_tokens=False)
+        return [
+            (start, number == self._unknown)
+            for (start, _), number in zip(encoding.offsets, encoding.ids, strict=True)
+        ]
 
     def _visible(self, text: str) -> str:
         return text[: self._characters].translate(_CONTROLS)

@@ -76,6 +76,8 @@ class IndexEntry:
     kind: int = 0
     # Of the documents' metadata, that searches can filter by.
     fields: tuple[Field, ...] = ()
+    # True if nothing of its searches is kept to learn from.
+    feedback_disabled: bool = False
 
 
 class Catalogue:
@@ -139,6 +141,7 @@ class Catalogue:
         recall_target: float = 0.0,
         kind: int = 0,
         fields: tuple[Field, ...] = (),
+        feedback_disabled: bool = False,
     ) -> IndexEntry:
         """Make a table with `make_table(uri, dimension)`, and enter it; durable when it returns.
 
@@ -167,6 +170,7 @@ class Catalogue:
                 recall_target=recall_target,
                 kind=kind,
                 fields=fields,
+                feedback_disabled=feedback_disabled,
             )
             self._save(self._entries, self._transient | {folder})
             try:
@@ -228,14 +232,24 @@ class Catalogue:
             self._remove(entry.folder)
             return entry
 
-    def update(self, uid: str, *, recall_target: float | None, kind: int | None) -> IndexEntry:
-        """Change what versions are built to be; None leaves it. Raises IndexNotFoundError."""
+    def update(
+        self,
+        uid: str,
+        *,
+        recall_target: float | None,
+        kind: int | None,
+        feedback_disabled: bool | None = None,
+    ) -> IndexEntry:
+        """Change what can be changed of an index; None leaves it. Raises IndexNotFoundError."""
         with self._guard:
             before = self._by_uid(uid)
             entry = replace(
                 before,
                 recall_target=before.recall_target if recall_target is None else recall_target,
                 kind=before.kind if kind is None else kind,
+                feedback_disabled=(
+                    before.feedback_disabled if feedback_disabled is None else feedback_disabled
+                ),
             )
             return before if entry == before else self._replace(entry)
 

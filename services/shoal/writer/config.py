@@ -103,6 +103,25 @@ class WriterSettings(BaseModel):
     """Seconds for which a deletion is remembered. A stored segment that is older is not caught up
     from, but made anew from the table. A week: longer than a machine is usually away for repair,
     and a tombstone is 100 bytes."""
+    feedback_keep_days: float = Field(default=90.0, gt=0)
+    """Days for which feedback is kept. A season of use: older clicks are on answers of models and
+    documents that are long gone."""
+    feedback_salt_days: float = Field(default=7.0, gt=0)
+    """Days after which the salt of principals' hashes is thrown away for a new one. Until then one
+    principal's feedback can be told from another's, which a week's training pairs need."""
+    feedback_answer_s: float = Field(default=86_400.0, gt=0)
+    """Seconds after an answer for which feedback on it is taken; tokens' keys are rotated as
+    often."""
+    feedback_waiting: int = Field(default=4096, ge=1)
+    """Pieces of feedback that wait for the disk at once; more are refused with OVERLOADED. A commit
+    takes all that wait, so that this is what comes in during one slow commit."""
+    drift_window_s: float = Field(default=86_400.0, gt=0)
+    """Seconds of questions that are compared with the reference: a day, so that day and night are
+    in each."""
+    drift_sample: int = Field(default=1024, ge=200, le=16_384)
+    """Questions, and passages, in a sample: 0.8 MB each of 384 dimensions in memory and on disk."""
+    drift_interval_s: float = Field(default=3600.0, gt=0)
+    """Seconds between two measurements of the drift of every index, of about a second each."""
     keep_index_versions: int = Field(default=2, ge=0)
     """Newest READY versions of an index that are kept beside the one that serves and the one that a
     rollback leads to. Older ones are dropped with their files: another build makes another one."""

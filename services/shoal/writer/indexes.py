@@ -12,16 +12,20 @@ from functools import partial
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
+from shoal.drift.texts import Pieces
 from shoal.filters.fields import Field, field_messages
 from shoal.internal.v1.writer_pb2 import CatalogEntry
 from shoal.rpc.errors import ServiceError
 from shoal.table import Catalogue, IndexEntry, IndexNotFoundError, PassageTable, versions
+from shoal.table.feedback import FeedbackTable
 from shoal.table.restoring import Place
 from shoal.table.versions import VersionRecord
 from shoal.v1.errors_pb2 import Reason
 from shoal.v1.search_pb2 import SearchKind
 from shoal.writer.commit import Committer
 from shoal.writer.config import WriterSettings
+from shoal.writer.drift import DriftThread, DriftWatch
+from shoal.writer.feedback import FeedbackLog
 from shoal.writer.versions import version_message
 
 _P = ParamSpec("_P")
@@ -40,6 +44,14 @@ class OpenIndex:
     entry: IndexEntry
     table: PassageTable
     committer: Committer
+    feedback: FeedbackLog
+    drift: DriftWatch
+
+    async def close(self) -> None:
+        """Finish what was handed in; on return no thread works on its storage."""
+        await self.committer.close()
+        await self.feedback.close()
+        await self.drift.close()
 
 
 class Indexes:
@@ -48,6 +60,9 @@ class Indexes:
     def __init__(self, settings: WriterSettings) -> None:
         """Closed until `start`."""
         self._settings = settings
+        self._drift = DriftThread()
+        # Of the encoder's tokenizer; set before `start`, if there is one.
+        self.tokenize: Pieces | None = None
         self._executor = ThreadPoolExecutor(STORAGE_THREADS, thread_name_prefix="storage")
         self._maintenance = ThreadPoolExecutor(
             MAINTENANCE_THREADS, thread_name_prefix="maintenance"
@@ -68,10 +83,11 @@ class Indexes:
 
     async def close(self) -> None:
         """Finish all commits and let go of the data root."""
-        await asyncio.gather(*(each.committer.close() for each in self._open.values()))
+        await asyncio.gather(*(each.close() for each in self._open.values()))
         self._open.clear()
         self._executor.shutdown()
         self._maintenance.shutdown()
+        self._drift.close()
         if self._catalogue is not None:
             self._catalogue.close()
 
@@ -100,6 +116,7 @@ class Indexes:
         recall_target: float = 0.0,
         kind: int = 0,
         fields: tuple[Field, ...] = (),
+        feedback_disabled: bool = False,
     ) -> OpenIndex:
         """Make an index. Raises IndexExistsError, StorageFullError."""
         async with self._changing:
@@ -113,22 +130,32 @@ class Indexes:
                 kind=kind,
                 make_table=partial(PassageTable.create, fields=fields),
                 fields=fields,
+                feedback_disabled=feedback_disabled,
             )
             if name not in self._open:
                 await self._open_index(entry)
             return self._open[name]
 
     async def update(
-        self, name: str, *, recall_target: float | None, kind: int | None
+        self,
+        name: str,
+        *,
+        recall_target: float | None,
+        kind: int | None,
+        feedback_disabled: bool | None = None,
     ) -> OpenIndex:
-        """Change what versions are built to be; None leaves it.
+        """Change what versions are built to be, and whether feedback is taken; None leaves it.
 
         Raises IndexNotFoundError, StorageFullError.
         """
         async with self._changing:
             uid = self.get(name).entry.uid
             entry = await self._in_thread(
-                self._held.update, uid, recall_target=recall_target, kind=kind
+                self._held.update,
+                uid,
+                recall_target=recall_target,
+                kind=kind,
+                feedback_disabled=feedback_disabled,
             )
             return self._update(entry)
 
@@ -137,7 +164,7 @@ class Indexes:
         async with self._changing:
             index = self.get(name)
             del self._open[name]
-            await index.committer.close()
+            await index.close()
             try:
                 return await self._in_thread(self._held.drop, name)
             except ServiceError:
@@ -297,7 +324,18 @@ class Indexes:
             executor=self._executor,
             maintenance_executor=self._maintenance,
         )
-        return OpenIndex(entry, table, committer)
+        kept = await self._in_thread(FeedbackTable, self._held.root / entry.folder)
+        feedback = FeedbackLog(kept, self._settings, self._executor, self._maintenance)
+        drift = await self._in_thread(
+            DriftWatch,
+            self._held.root / entry.folder,
+            table,
+            kept,
+            self._settings,
+            self._drift,
+            self.tokenize,
+        )
+        return OpenIndex(entry, table, committer, feedback, drift)
 
     async def _in_thread(
         self, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs
@@ -335,6 +373,8 @@ def describe_index(index: OpenIndex) -> CatalogEntry:
         recall_target=entry.recall_target,
         kind=SearchKind.ValueType(entry.kind),
         fields=field_messages(entry.fields),
+        feedback_disabled=entry.feedback_disabled,
+        drift_alert=index.drift.alert,
     )
     described.create_time.FromNanoseconds(entry.create_time_ns)
     return described

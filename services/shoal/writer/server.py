@@ -40,7 +40,10 @@ from shoal.v1.errors_pb2 import Reason
 from shoal.writer.config import WriterSettings
 from shoal.writer.copies import Copies
 from shoal.writer.copies_server import CopyHandlers
+from shoal.writer.drift_server import DriftHandlers
 from shoal.writer.encoders import EncoderPool
+from shoal.writer.feedback_keys import FeedbackKeys
+from shoal.writer.feedback_server import FeedbackHandlers
 from shoal.writer.indexes import Indexes, describe_index
 from shoal.writer.storage import StorageKeeper
 from shoal.writer.storage_server import StorageHandlers, check_ids
@@ -57,7 +60,14 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 _RETRY_DELAY_S = 1.0
 
 
-class WriterService(VersionHandlers, StorageHandlers, CopyHandlers, WriterServiceServicer):
+class WriterService(
+    VersionHandlers,
+    StorageHandlers,
+    CopyHandlers,
+    FeedbackHandlers,
+    DriftHandlers,
+    WriterServiceServicer,
+):
     """The writer as a service: its handlers check, call, and let errors through."""
 
     def __init__(
@@ -70,6 +80,7 @@ class WriterService(VersionHandlers, StorageHandlers, CopyHandlers, WriterServic
         self._indexes = Indexes(settings)
         self._keeper = StorageKeeper(settings, self._indexes, self._loaded_versions)
         self._copies = Copies(self._indexes)
+        self._keys = FeedbackKeys(settings)
         self._encoders = EncoderPool(settings)
         self._executor = ThreadPoolExecutor(settings.prepare_threads, thread_name_prefix="prepare")
         self._draining = asyncio.Event()
@@ -94,7 +105,9 @@ class WriterService(VersionHandlers, StorageHandlers, CopyHandlers, WriterServic
     async def start(self) -> None:
         """Take the data root, and open every table."""
         measure = await asyncio.to_thread(load_measure, self._settings.tokenizer)
+        self._indexes.tokenize = measure.pieces
         await self._indexes.start()
+        await asyncio.to_thread(self._keys.load)
         self._keeper.start()
         if self._first_topology is not None:
             self._follower.accept(self._first_topology)
@@ -177,6 +190,7 @@ class WriterService(VersionHandlers, StorageHandlers, CopyHandlers, WriterServic
             recall_target=request.recall_target,
             kind=request.kind,
             fields=fields,
+            feedback_disabled=request.feedback_disabled,
         )
         return CreateTableResponse(entry=describe_index(index))
 
@@ -193,6 +207,9 @@ class WriterService(VersionHandlers, StorageHandlers, CopyHandlers, WriterServic
             request.name,
             recall_target=request.recall_target if request.HasField("recall_target") else None,
             kind=request.kind if request.HasField("kind") else None,
+            feedback_disabled=(
+                request.feedback_disabled if request.HasField("feedback_disabled") else None
+            ),
         )
         return UpdateTableResponse(entry=describe_index(index))
 

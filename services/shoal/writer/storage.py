@@ -31,18 +31,18 @@ class StorageKeeper:
         None while nobody knows.
         """
         self._settings, self._indexes, self._loaded = settings, indexes, loaded
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Begin to clean from time to time."""
-        self._task = asyncio.create_task(self._run())
+        """Begin to clean from time to time, and to look for drift."""
+        self._tasks = [asyncio.create_task(self._run()), asyncio.create_task(self._watch_drift())]
 
     async def stop(self) -> None:
         """Clean no more. What a thread is at is done by then, or goes on where it was left."""
-        if self._task is not None:
-            self._task.cancel()
+        for task in self._tasks:
+            task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+                await task
 
     async def clean(self, index: OpenIndex, *, thorough: bool) -> Cleaned:
         """Clean one index. Raises StorageFullError, IndexNotFoundError.
@@ -55,11 +55,19 @@ class StorageKeeper:
         dropped = [] if loaded is None else await self._indexes.retire_versions(uid, loaded)
         cleaned = await index.committer.clean(thorough=thorough)
         cleaned.versions = dropped
+        disabled = index.entry.feedback_disabled
+        await index.feedback.clean(disabled=disabled)
+        if disabled:
+            await index.drift.thread.run(index.drift.clear)
+            index.drift.alert = ""
         cleaned.bytes += await self._indexes.drop_outdated(index, held_out=False)
         return cleaned
 
     async def purge(self, index: OpenIndex, document_ids: Sequence[str]) -> PurgeDocumentsResponse:
         """Take deleted documents out of all files of an index. Raises StorageFullError."""
+        # First: feedback that comes meanwhile on an answer of before is out of date.
+        await index.feedback.purge(document_ids)
+        await index.drift.thread.run(index.drift.purge, document_ids)
         purged = await index.committer.cleaner.purge(document_ids)
         dropped_bytes = await self._indexes.drop_outdated(index, held_out=True)
         return PurgeDocumentsResponse(
@@ -84,6 +92,18 @@ class StorageKeeper:
                     _log.warning("cannot clean index %s: %s", entry.name, error)
                 except Exception:  # noqa: BLE001  # the other indexes are cleaned all the same
                     _log.exception("cannot clean index %s", entry.name)
+
+    async def _watch_drift(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.drift_interval_s)
+            for entry in self._indexes.entries():
+                try:
+                    drift = self._indexes.get(entry.name).drift
+                    drift.alert = await drift.thread.run(drift.check)
+                except ServiceError as error:
+                    _log.warning("cannot measure the drift of %s: %s", entry.name, error)
+                except Exception:  # noqa: BLE001  # the other indexes are watched all the same
+                    _log.exception("cannot measure the drift of %s", entry.name)
 
 
 def _written_again(ids: Sequence[str]) -> list[str]:

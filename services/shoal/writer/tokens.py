@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from shoal.drift.texts import Pieces
 from shoal.rpc.tokens import rough_tokens
 from shoal.writer.splitting import TokenOffsets
 
@@ -21,6 +22,8 @@ class Measure:
     tokens: TokenOffsets = rough_tokens
     # Tokens that the encoder reads; it cuts off the rest.
     model_tokens: int = DEFAULT_MODEL_TOKENS
+    # Where the tokens of a text begin, and which are unknown; None without a tokenizer.
+    pieces: Pieces | None = None
 
 
 def load_measure(bundle: Path | None) -> Measure:
@@ -31,4 +34,4 @@ def load_measure(bundle: Path | None) -> Measure:
     from shoal.bundle import load_bundle
 
     tokenizer = load_bundle(bundle).tokenizer()
-    return Measure(tokenizer.offsets, tokenizer.max_length)
+    return Measure(tokenizer.offsets, tokenizer.max_length, tokenizer.pieces)

@@ -1,0 +1,1 @@
+"""Drift: are questions, passages and answers still like those of before? Pure, on numpy alone."""
