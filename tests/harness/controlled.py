@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from shoal.client import AsyncClient
-from shoal.cluster.builds import Step, StepFailedError
 from shoal.cluster.config import ClusterConfig
 from shoal.cluster.controller_server import ControllerService
 from shoal.cluster.hosting import InstanceSpec, Placed, build_host
+from shoal.cluster.roles import default_bundle
+from shoal.cluster.steps import Step, StepFailedError, explain, function_of
 from shoal.rpc.server import ServiceHost
-from shoal.shard import build
 from shoal.shard.build_job import BuildJob
 from shoal.v1.cluster_pb2 import Role
 from shoal.v1.indexes_pb2 import IndexVersion, IndexVersionState
@@ -58,7 +58,9 @@ class OneProcess:
 
     async def _start(self, spec: InstanceSpec) -> str:
         listen = f"{spec.host}:{spec.port}"
-        if spec.role == Role.ROLE_ENCODER:
+        # Encoders of the declared model are stand-ins; further ones are what they are said to be.
+        declared = spec.settings.get("bundle") == str(default_bundle("all-minilm-l6-v2-int8"))
+        if spec.role == Role.ROLE_ENCODER and declared:
             host = ServiceHost(StandInEncoder(spec.id), listen)
         else:
             host = build_host(spec, listen)
@@ -101,12 +103,12 @@ class OneProcess:
 
         def run() -> Any:
             self.before(step, arguments[0])
-            return getattr(build, step)(*arguments)
+            return function_of(step)(*arguments)
 
         try:
             return await asyncio.to_thread(run)
         except Exception as error:  # as the platform on Ray does
-            raise StepFailedError(build.explain(error)) from error
+            raise StepFailedError(explain(error)) from error
 
     async def close(self) -> None:
         """Stop everything."""

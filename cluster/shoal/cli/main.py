@@ -15,6 +15,7 @@ from shoal.cli import (
     evaluation,
     export,
     index,
+    mining,
     search,
     snapshots,
 )
@@ -46,6 +47,7 @@ app.command()(snapshots.snapshot)
 app.command()(snapshots.restore)
 app.command()(snapshots.snapshots)
 app.command("eval")(evaluation.evaluate)
+app.command()(mining.mine)
 app.add_typer(export.app, name="export")
 app.add_typer(corpora.app, name="corpus")
 app.command()(demo.demo)

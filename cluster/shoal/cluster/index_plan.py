@@ -118,13 +118,17 @@ def plan_index(
         create_time=entry.create_time,
         fields=entry.fields,
     )
-    wanted = place(scale, index_version=entry.index_version, codebook_uri=entry.codebook_uri)
+    wanted = layout_of(entry, scale, entry.index_version)
+    if entry.HasField("rollout") and entry.rollout.candidate_version != entry.index_version:
+        index.rollout.CopyFrom(entry.rollout)
+        index.candidate.CopyFrom(layout_of(entry, scale, entry.rollout.candidate_version))
     if before is None or not before.HasField("serving"):
         # The first time, an answer from one replica of each shard is better than none.
         field = index.serving if serves(wanted, entry.uid, answers) else index.preparing
         field.CopyFrom(wanted)
         return index
-    if before.serving == wanted or _is_ready(wanted, entry.uid, answers):
+    can_take_over = _is_ready(wanted, entry.uid, answers) and is_encoded(wanted, answers)
+    if before.serving == wanted or can_take_over:
         index.serving.CopyFrom(wanted)
     else:
         index.serving.CopyFrom(before.serving)
@@ -149,7 +153,41 @@ def _standby(
     if now.HasField("preparing"):
         return replaced
     # It follows the number of shards, but only once the version that serves has done so.
-    return place(scale, index_version=replaced.index_version, codebook_uri=replaced.codebook_uri)
+    return layout_of(entry, scale, replaced.index_version, replaced.codebook_uri)
+
+
+def layout_of(entry: CatalogEntry, scale: Scale, number: int, codebook_uri: str = "") -> Layout:
+    """The layout of a version of an index.
+
+    codebook_uri: known otherwise, if the catalogue says nothing of it.
+    """
+    if number == entry.index_version:
+        codebook_uri = entry.codebook_uri
+    further = [each for each in entry.versions if each.number == number and each.encoder_bundle]
+    return place(
+        scale,
+        index_version=number,
+        codebook_uri=entry.codebook_uris.get(number, codebook_uri),
+        encoder_model=further[0].encoder_model if further else "",
+        dimension=further[0].dimension if further else 0,
+    )
+
+
+def is_encoded(layout: Layout, answers: Mapping[str, PublishTopologyResponse]) -> bool:
+    """True if an encoder answers that can encode the queries of a layout of another model."""
+    model = layout.encoder_model
+    return not model or any(answer.model == model for answer in answers.values())
+
+
+def further_bundles(catalogue: Iterable[CatalogEntry]) -> dict[str, str]:
+    """The bundle of each model that a version has, beside those that indexes were made with."""
+    failed = IndexVersionState.INDEX_VERSION_STATE_FAILED
+    return {
+        version.encoder_model: version.encoder_bundle
+        for entry in catalogue
+        for version in entry.versions
+        if version.encoder_bundle and version.state != failed
+    }
 
 
 def _is_ready(layout: Layout, uid: str, answers: Mapping[str, PublishTopologyResponse]) -> bool:

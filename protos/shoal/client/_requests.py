@@ -72,6 +72,7 @@ def search_request(
     filter: str = "",  # noqa: A002  # the field's name
     hybrid: bool = True,
     lexical_weight: float | None = None,
+    index_version: int | None = None,
 ) -> SearchRequest:
     """One search: what `Client.search` sends, and what `Client.batch_search` takes many of.
 
@@ -82,6 +83,7 @@ def search_request(
     filter: on the fields that the index declares, such as `lang == "en" && year >= 2020`.
     hybrid: whether the words of a question count beside its vector. lexical_weight: how much, 0 to
     1, where 1 is words alone; None means the cluster's default.
+    index_version: search in this version, which must be loaded; None means the one that serves.
     What each field means is written in `shoal/v1/search.proto`.
     """
     request = SearchRequest(
@@ -95,6 +97,7 @@ def search_request(
         bypass_cache=bypass_cache,
         filter=filter,
         group=None if hits_per_document is None else Group(per_document=hits_per_document),
+        index_version=index_version,
     )
     if not hybrid or lexical_weight is not None:
         request.hybrid.CopyFrom(Hybrid(disabled=not hybrid, lexical_weight=lexical_weight))

@@ -11,10 +11,13 @@ import grpc
 from google.protobuf.message import DecodeError
 from shoal.broker.answer import Trace, stamp
 from shoal.broker.cache import answer_key
+from shoal.broker.callers import caller_of, is_chosen
 from shoal.broker.config import BrokerSettings
 from shoal.broker.contexts import ContextStage
 from shoal.broker.pipeline import Pipeline
+from shoal.broker.rollouts_server import is_loaded
 from shoal.broker.routes import IndexRoute, Routes
+from shoal.broker.shadow import Shadow
 from shoal.broker.single_flight import SingleFlight
 from shoal.broker.validation import MAX_BATCH, Query, check_context, check_search
 from shoal.rpc.deadline import Deadline
@@ -62,6 +65,7 @@ class SearchServer(SearchServiceServicer):
         self._settings, self._broker_id = settings, broker_id
         self._routes, self._pipeline = routes, pipeline
         self._flights: SingleFlight[tuple[SearchResponse, Trace, Deadline]] = SingleFlight()
+        self.shadow = Shadow(self._run_shadow)
         self._active = 0
         self._draining = False
         self._idle = asyncio.Event()
@@ -69,7 +73,8 @@ class SearchServer(SearchServiceServicer):
 
     async def Search(self, request: SearchRequest, context: _Context) -> SearchResponse:
         """Answer one query."""
-        return await self._admitted(request, Deadline.of(context, self._settings.default_budget_s))
+        deadline = Deadline.of(context, self._settings.default_budget_s)
+        return await self._admitted(request, deadline, caller_of(context))
 
     async def BatchSearch(
         self, request: BatchSearchRequest, context: _Context
@@ -80,8 +85,9 @@ class SearchServer(SearchServiceServicer):
                 "searches", f"holds {len(request.searches)} searches; give 1 to {MAX_BATCH}"
             )
         deadline = Deadline.of(context, self._settings.default_budget_s)
+        caller = caller_of(context)
         results = await asyncio.gather(
-            *(self._one_of_many(search, deadline) for search in request.searches)
+            *(self._one_of_many(search, deadline, caller) for search in request.searches)
         )
         return BatchSearchResponse(results=results)
 
@@ -93,7 +99,9 @@ class SearchServer(SearchServiceServicer):
         deadline = Deadline.of(context, self._settings.default_budget_s)
         # The texts are read with their neighbours.
         request.search.omit_text = True
-        found = await self._admitted(request.search, deadline.share(CONTEXT_SEARCH_SHARE))
+        found = await self._admitted(
+            request.search, deadline.share(CONTEXT_SEARCH_SHARE), caller_of(context)
+        )
         route = self._routes().index(request.search.index)
         contexts = await self._contexts.glue(route, found, token_budget, neighbours, deadline)
         response = RetrieveContextResponse(
@@ -112,9 +120,11 @@ class SearchServer(SearchServiceServicer):
         self._draining = True
         await self._idle.wait()
 
-    async def _one_of_many(self, request: SearchRequest, deadline: Deadline) -> BatchSearchResult:
+    async def _one_of_many(
+        self, request: SearchRequest, deadline: Deadline, caller: str
+    ) -> BatchSearchResult:
         try:
-            return BatchSearchResult(response=await self._admitted(request, deadline))
+            return BatchSearchResult(response=await self._admitted(request, deadline, caller))
         except TimeoutError:
             failure = ServiceError(Reason.REASON_DEADLINE_EXCEEDED, "the deadline passed").failure
         except ServiceError as error:
@@ -125,7 +135,9 @@ class SearchServer(SearchServiceServicer):
         )
         return BatchSearchResult(error=error_message)
 
-    async def _admitted(self, request: SearchRequest, deadline: Deadline) -> SearchResponse:
+    async def _admitted(
+        self, request: SearchRequest, deadline: Deadline, caller: str
+    ) -> SearchResponse:
         """Refuse early what could not be finished in time: a queue would only time out."""
         if self._draining:
             raise ServiceError(Reason.REASON_DRAINING, "this broker stops: ask another one")
@@ -139,18 +151,20 @@ class SearchServer(SearchServiceServicer):
         self._active += 1
         self._idle.clear()
         try:
-            return await self._search(request, deadline)
+            return await self._search(request, deadline, caller)
         finally:
             self._active -= 1
             if self._active == 0:
                 self._idle.set()
 
-    async def _search(self, request: SearchRequest, deadline: Deadline) -> SearchResponse:
+    async def _search(
+        self, request: SearchRequest, deadline: Deadline, caller: str
+    ) -> SearchResponse:
         started_s = time.monotonic()
         routes = self._routes()
         if not request.index:
             raise InvalidFieldError("index", "is required: name the index to search")
-        route = routes.index(request.index)
+        route = self._version(request, routes.index(request.index), caller)
         query = check_search(request, route, self._settings)
         if not route.groups:
             raise ServiceError(
@@ -171,13 +185,36 @@ class SearchServer(SearchServiceServicer):
             )
         return response
 
+    def _version(self, request: SearchRequest, route: IndexRoute, caller: str) -> IndexRoute:
+        """The version that answers: the one that is asked for, or by who asks.
+
+        Raises VERSION_NOT_READY.
+        """
+        if request.HasField("index_version"):
+            return route.version(request.index_version)
+        rollout, candidate = route.rollout, route.candidate
+        if rollout is None or candidate is None or not request.text:
+            return route
+        chosen = is_chosen(caller, route.uid, candidate.index_version, rollout.canary_share)
+        return candidate if chosen and is_loaded(candidate, self._pipeline.probe) else route
+
+    async def _run_shadow(
+        self, request: SearchRequest, route: IndexRoute, deadline: Deadline
+    ) -> SearchResponse:
+        query = check_search(request, route, self._settings)
+        return await self._pipeline.search(request, route, query, deadline, Trace())
+
     async def _compute(
         self, request: SearchRequest, route: IndexRoute, query: Query, deadline: Deadline
     ) -> tuple[SearchResponse, Trace]:
         trace = Trace()
         if not request.bypass_cache and self._pipeline.cache.available:
             trace.cache = CacheState.CACHE_STATE_MISS
-        return await self._pipeline.search(request, route, query, deadline, trace), trace
+        started_s = time.monotonic()
+        response = await self._pipeline.search(request, route, query, deadline, trace)
+        if not request.HasField("index_version"):
+            self.shadow.consider(request, route, response, time.monotonic() - started_s)
+        return response, trace
 
     async def _cached(
         self, request: SearchRequest, route: IndexRoute, query: Query, deadline: Deadline

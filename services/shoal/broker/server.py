@@ -21,6 +21,7 @@ from shoal.broker.question import QuestionReader
 from shoal.broker.reading import DocumentReader
 from shoal.broker.replicas import Chooser
 from shoal.broker.reranking import RerankStage
+from shoal.broker.rollouts_server import Peers
 from shoal.broker.routes import Routes, routes_of
 from shoal.broker.search_server import SearchServer
 from shoal.broker.statistics import StatisticsStage
@@ -46,6 +47,8 @@ _ROLES = (
     Role.ROLE_RERANKER,
     Role.ROLE_WRITER,
     Role.ROLE_CONTROLLER,
+    # What the others have compared.
+    Role.ROLE_BROKER,
 )
 
 
@@ -90,6 +93,9 @@ class BrokerService:
         self._search = SearchServer(
             settings, self.follower.instance_id, self._routes, pipeline, ContextStage(reader)
         )
+        peers = Peers(
+            self._targets[Role.ROLE_BROKER], self.follower.instance_id, self._search.shadow.report
+        )
         cached = self._settings.redis_url is not None
         cache_ttl_s = self._settings.cache_ttl_s if cached else None
         search_pb2_grpc.add_SearchServiceServicer_to_server(self._search, server)
@@ -97,7 +103,7 @@ class BrokerService:
             DocumentsServer(self._routes, writers, reader, self._probe, cache_ttl_s), server
         )
         indexes_pb2_grpc.add_IndexServiceServicer_to_server(
-            IndexesServer(board, writers, controllers, self._probe), server
+            IndexesServer(board, writers, controllers, self._probe, peers), server
         )
         cluster_pb2_grpc.add_ClusterServiceServicer_to_server(
             ClusterServer(lambda: self.follower.topology, controllers), server
@@ -120,6 +126,7 @@ class BrokerService:
 
     async def stop(self) -> None:
         """Close all connections."""
+        await self._search.shadow.close()
         await self._probe.stop()
         await self._cache.close()
         for targets in self._targets.values():
@@ -133,4 +140,5 @@ class BrokerService:
         for role, targets in self._targets.items():
             targets.follow(routes.of_role(role))
         self._rerankers.exists = routes.reranks
+        self._search.shadow.keep(routes.indexes.values())
         self._board.post(routes)

@@ -62,8 +62,14 @@ class VersionHandlers:
     ) -> BuildIndexVersionResponse:
         """Have the controller begin a build."""
         check_index_name(request.name)
-        check_kind(request.kind)
-        build = StartBuildRequest(name=request.name, promote=request.promote, kind=request.kind)
+        if not request.encoder_bundle:
+            check_kind(request.kind)
+        build = StartBuildRequest(
+            name=request.name,
+            promote=request.promote,
+            kind=request.kind,
+            encoder_bundle=request.encoder_bundle,
+        )
         if request.HasField("recall_target"):
             check_recall_target(request.recall_target)
             build.recall_target = request.recall_target

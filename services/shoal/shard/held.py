@@ -55,11 +55,15 @@ class LayoutPlan:
 
 @dataclass(frozen=True)
 class IndexPlan:
-    """What a server should hold of an index."""
+    """What a server should hold of an index, of one model."""
 
     table_uri: str
     dimension: int
     layouts: dict[LayoutId, LayoutPlan]
+    # Whose vectors its layouts hold; empty: those of the model that the table was made with.
+    model: str = ""
+    # Layouts of the index that the server holds beside them, of other models.
+    others: frozenset[LayoutId] = frozenset()
 
 
 @dataclass(eq=False)
@@ -95,6 +99,8 @@ class HeldLayout:
     id: LayoutId
     codebook_uri: str
     dimension: int
+    # Whose vectors it holds; empty: those of the model that the table was made with.
+    model: str = ""
     # Set by the first load; None in a layout that is searched exactly.
     codebook: Codebook | None = None
     # Replaced, never changed, by the follower of the topology.
@@ -110,7 +116,7 @@ class HeldLayout:
     @property
     def exact(self) -> bool:
         """True if it has no codebook."""
-        return self.id.index_version == 0
+        return not self.codebook_uri
 
     def states(self) -> list[ShardState]:
         """States of all shards."""

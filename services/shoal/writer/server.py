@@ -257,7 +257,7 @@ class WriterService(VersionHandlers, StorageHandlers, CopyHandlers, WriterServic
             layout.index_version
             for index in self._follower.topology.indexes
             if index.uid == uid
-            for layout in (index.serving, index.preparing, index.standby)
+            for layout in (index.serving, index.preparing, index.standby, index.candidate)
         }
 
     def _refuse_while_draining(self) -> None:
