@@ -1,13 +1,27 @@
 """Does another model take over, one version beside the other, with every write in both?"""
 
+import asyncio
+import contextlib
+import itertools
+import json
+from pathlib import Path
+
 import pytest
-from shoal.client import FailedPreconditionError, InvalidArgumentError
+from shoal.cli.main import app
+from shoal.client import (
+    AsyncClient,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+)
 from shoal.v1.indexes_pb2 import IndexVersionState
 from shoal.v1.search_pb2 import SearchKind
+from typer.testing import CliRunner
 
-from tests.harness.bundles import same_model
+from loadtest.other_bundles import same_model, scrambled
 from tests.harness.controlled import controlled, ended, until
 
+XQUAD = Path(__file__).parents[2] / "deploy" / "corpora" / "xquad-en"
 READY = IndexVersionState.INDEX_VERSION_STATE_READY
 OWN = "tiny@1"
 TEXTS = {
@@ -126,3 +140,150 @@ async def test_a_bundle_that_cannot_be_used_is_refused_before_anything_begins(tm
         with pytest.raises(InvalidArgumentError, match="encoder_bundle"):
             await client.build_index_version("docs", encoder_bundle=str(tmp_path))
         assert not (await client.index_versions("docs")).versions
+
+
+async def test_live_queries_are_compared_in_the_background(tmp_path, bundle):
+    async with controlled(tmp_path / "home") as (_, client):
+        await client.create_index("docs")
+        await write(client, TEXTS)
+        version = await built(client, bundle)
+        await client.set_rollout("docs", version.number, shadow_share=1.0)
+        await loaded(client)
+        assert (await answer(client)).index_version == 0
+
+        async def compared():
+            seen = (await client.describe_rollout("docs")).shadow
+            return seen if seen.compared else None
+
+        shadow = await until(compared)
+        assert (shadow.compared, shadow.failed) == (1, 0)
+        assert list(shadow.overlap) == [1.0]  # All four are found, in whichever order.
+        assert 0.0 < shadow.rank_biased_overlap[0] <= 1.0
+        assert shadow.serving_ms[0] > 0
+        assert shadow.candidate_ms[0] > 0
+        await client.set_rollout("docs", None)
+        assert not (await client.describe_rollout("docs")).HasField("rollout")
+
+
+async def test_a_canary_serves_some_callers_and_always_the_same(tmp_path, bundle):
+    async with controlled(tmp_path / "home") as (cluster, client):
+        await client.create_index("docs")
+        await write(client, TEXTS)
+        version = await built(client, bundle)
+        endpoint = f"127.0.0.1:{cluster.config.broker_port}"
+        async with contextlib.AsyncExitStack() as stack:
+            callers = [
+                await stack.enter_async_context(AsyncClient(endpoint, caller=f"caller-{number}"))
+                for number in range(20)
+            ]
+
+            async def served(share):
+                await client.set_rollout("docs", version.number, canary_share=share)
+                await loaded(client)
+                return [(await answer(each)).index_version for each in callers]
+
+            assert set(await served(0.0)) == {0}
+            some = await served(0.4)
+            assert set(some) == {0, version.number}
+            assert await served(0.4) == some
+            more = await served(0.8)
+            assert all(later >= before for later, before in zip(more, some, strict=True))
+            assert set(await served(1.0)) == {version.number}
+            await client.set_rollout("docs", None)
+            assert [(await answer(each)).index_version for each in callers] == [0] * 20
+
+
+async def test_a_rollout_needs_a_version_that_is_ready_and_does_not_serve(tmp_path):
+    async with controlled(tmp_path / "home") as (_, client):
+        await client.create_index("docs")
+        with pytest.raises(NotFoundError, match="has no version 3"):
+            await client.set_rollout("docs", 3)
+        with pytest.raises(FailedPreconditionError, match="serves"):
+            await client.set_rollout("docs", 0)
+        with pytest.raises(InvalidArgumentError, match="shadow_share"):
+            await client.set_rollout("docs", 0, shadow_share=1.5)
+
+
+PARAGRAPHS = 60
+QUESTIONS = 80
+
+
+@pytest.fixture
+def judged(tmp_path):
+    """The first paragraphs of XQuAD, and questions about them with their judgments."""
+    with (XQUAD / "corpus.jsonl").open() as lines:
+        rows = [json.loads(line) for line in itertools.islice(lines, PARAGRAPHS)]
+    documents = [{"id": each["_id"], "title": each["title"], "text": each["text"]} for each in rows]
+    known = {each["id"] for each in documents}
+    relevant = [
+        row.split("\t")
+        for row in (XQUAD / "qrels" / "test.tsv").read_text().splitlines()[1:]
+        if row.split("\t")[1] in known
+    ][:QUESTIONS]
+    kept = {query for query, _, _ in relevant}
+    (tmp_path / "qrels.tsv").write_text("".join("\t".join(row) + "\n" for row in relevant))
+    asked = (XQUAD / "queries.jsonl").read_text().splitlines()
+    asked = [row for row in asked if json.loads(row)["_id"] in kept]
+    (tmp_path / "queries.jsonl").write_text("\n".join(asked))
+    return documents, tmp_path / "queries.jsonl", tmp_path / "qrels.tsv"
+
+
+async def test_the_gate_stops_a_worse_model_and_lets_a_good_one_pass(tmp_path, bundle, judged):
+    documents, queries, qrels = judged
+    worse = scrambled(tmp_path / "worse", "worse", noise=6.0)
+    base = same_model(tmp_path / "base", "base")
+    declared = {"encoder": {"bundle": str(base), "threads": 1}}
+    async with controlled(tmp_path / "home", **declared) as (cluster, client):
+        endpoint = f"127.0.0.1:{cluster.config.broker_port}"
+
+        async def roll_out(encoder, *options):
+            named = ("--encoder", str(encoder), "--queries", str(queries), "--qrels", str(qrels))
+            arguments = ["rollout", "docs", *named, "--min-queries", "5", *options]
+            common = ["--shadow-share", "1", "--json", "--yes", "--endpoint", endpoint]
+            return await asyncio.to_thread(CliRunner().invoke, app, [*arguments, *common])
+
+        async def ask():
+            asked = [json.loads(row)["text"] for row in queries.read_text().splitlines()]
+            for text in itertools.cycle(asked):
+                found = await client.search("docs", text, rerank=False, bypass_cache=True)
+                answers.append((found.coverage.complete, found.index_version, found.encoder_model))
+                await asyncio.sleep(0.02)
+
+        await client.create_index("docs")
+        await client.upsert("docs", documents)
+        answers = []
+        asking = asyncio.create_task(ask())
+        try:
+            stopped = await roll_out(worse)
+            assert stopped.exit_code == 1
+            assert "the gate stops version 1" in stopped.stderr
+            assert "nDCG@10 by vectors is" in stopped.stderr
+            report = json.loads(stopped.stdout)
+            assert (report["passed"], report["promoted"]) == (False, False)
+            assert {version for _, version, _ in answers} == {0}
+            assert not (await client.describe_rollout("docs")).HasField("rollout")
+
+            dry = await roll_out(bundle, "--dry-run")
+            assert dry.exit_code == 0, dry.stderr
+            assert json.loads(dry.stdout)["passed"]
+            assert {version for _, version, _ in answers} == {0}
+
+            passed = await roll_out(bundle)
+            assert passed.exit_code == 0, passed.stderr
+            report = json.loads(passed.stdout)
+            assert (report["promoted"], report["candidate_version"]) == (True, 2)
+            assert report["report"]["overlap"] > 0.9
+            again = await roll_out(bundle)
+            assert again.exit_code == 0, again.stderr
+            assert "candidate_version" not in json.loads(again.stdout)
+        finally:
+            asking.cancel()
+            ended = await asyncio.gather(asking, return_exceptions=True)
+        assert isinstance(ended[0], asyncio.CancelledError)  # No query has failed,
+        assert all(complete for complete, _, _ in answers)  # none was cut short,
+        models = {version: set() for version in (0, 2)}
+        for _, version, model in answers:
+            models[version].add(model.partition("@")[0])
+        assert models[0] == {"base"}  # and each came from one version with its model.
+        assert models[2] <= {"another"}
+        assert (await answer(client)).encoder_model.startswith("another@")

@@ -16,6 +16,7 @@ from shoal.cli import (
     export,
     index,
     mining,
+    rollout,
     search,
     snapshots,
 )
@@ -48,6 +49,7 @@ app.command()(snapshots.restore)
 app.command()(snapshots.snapshots)
 app.command("eval")(evaluation.evaluate)
 app.command()(mining.mine)
+app.command()(rollout.rollout)
 app.add_typer(export.app, name="export")
 app.add_typer(corpora.app, name="corpus")
 app.command()(demo.demo)

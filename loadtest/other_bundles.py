@@ -1,4 +1,4 @@
-"""Other encoders than the one that comes with the repository, made of it."""
+"""How does one get another encoder, to try a rollout with? From the one that is shipped."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-SHIPPED = Path(__file__).parents[2] / "deploy" / "bundles" / "all-minilm-l6-v2-int8"
+SHIPPED = Path(__file__).parents[1] / "deploy" / "bundles" / "all-minilm-l6-v2-int8"
 
 
 def same_model(folder: Path, name: str) -> Path:
@@ -22,10 +22,10 @@ def same_model(folder: Path, name: str) -> Path:
 
 
 def scrambled(folder: Path, name: str, *, noise: float, seed: int = 0) -> Path:
-    """A bundle whose vectors are turned by a random matrix that depends on the text: a worse model.
+    """A bundle whose vectors are moved by what looks like chance: a worse model.
 
-    noise: 0 leaves the vectors as they are; with 1 and more little is left of what they say. Each
-    number of the output is moved by a sine of a random sum of all: alike texts are moved otherwise.
+    noise: 0 leaves the vectors as they are. Each number of each token's output is moved by the sine
+    of a random sum of all of them, so that texts that are alike are moved in different ways.
     """
     same_model(folder, name)
     model = onnx.load(str(folder / "model.onnx"))
