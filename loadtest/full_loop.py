@@ -8,9 +8,9 @@
 A cluster on this machine, with the 240 paragraphs of XQuAD English, is asked real questions by
 several callers all the time, and written to. First a worse model is rolled out, made of the shipped
 one by moving its vectors: the gate must stop it. Then the one that is given, or that the training
-command leaves as a bundle in the folder {out}: it must be promoted. Without either it is the shipped
-one under another name, which shows the machinery and no gain. Questions of XQuAD judge; nothing is
-trained on them.
+command leaves as a bundle in the folder {out}: it must be promoted. Without either it is the
+shipped one under another name, which shows the machinery and no gain. Questions of XQuAD judge;
+nothing is trained on them.
 
 Exits with 1 if a query fails or is answered incompletely, if an answer names another model than its
 version's, if a write is not found, or if the gate decides otherwise.
@@ -241,8 +241,8 @@ class Loop:
         self.result["queries"] = {
             "answered": len(latencies),
             "failed": len(tally.failures),
-            "median_ms": round(1000 * percentile(latencies, 50), 1),
-            "p99_ms": round(1000 * percentile(latencies, 99), 1),
+            "median_ms": round(1000 * percentile(latencies, 0.5), 1),
+            "p99_ms": round(1000 * percentile(latencies, 0.99), 1),
             "by_version_and_model": {
                 f"{version} {model}": count
                 for (version, model), count in sorted(tally.answers.items())

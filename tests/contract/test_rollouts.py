@@ -6,6 +6,7 @@ import itertools
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from shoal.cli.main import app
 from shoal.client import (
@@ -14,6 +15,7 @@ from shoal.client import (
     InvalidArgumentError,
     NotFoundError,
 )
+from shoal.table import PassageTable
 from shoal.v1.indexes_pb2 import IndexVersionState
 from shoal.v1.search_pb2 import SearchKind
 from typer.testing import CliRunner
@@ -287,3 +289,56 @@ async def test_the_gate_stops_a_worse_model_and_lets_a_good_one_pass(tmp_path, b
         assert models[0] == {"base"}  # and each came from one version with its model.
         assert models[2] <= {"another"}
         assert (await answer(client)).encoder_model.startswith("another@")
+
+
+async def test_a_snapshot_carries_the_model_of_the_version_in_force(tmp_path, bundle):
+    async with controlled(tmp_path / "home") as (_, client):
+        await client.create_index("docs")
+        await write(client, TEXTS)
+        version = await built(client, bundle)
+        await client.promote_index_version("docs", version.number)
+        before = await answer(client)
+        await client.snapshot_index("docs", str(tmp_path / "snapshot"))
+        restored = await client.restore_index(str(tmp_path / "snapshot"), name="again", shards=1)
+        assert restored.index_version == version.number
+        after = await client.search("again", QUESTION, hybrid=False, bypass_cache=True)
+        assert after.encoder_model == version.encoder_model
+        scores = [[(hit.document_id, hit.score) for hit in each.hits] for each in (before, after)]
+        assert scores[0] == scores[1]
+
+
+async def test_a_purge_takes_the_vectors_of_all_models_along(tmp_path, bundle):
+    async with controlled(tmp_path / "home") as (_, client):
+        await client.create_index("docs")
+        await write(client, TEXTS)
+        version = await built(client, bundle)
+        model = version.encoder_model
+        (uri,) = (tmp_path / "home" / "data" / "indexes").glob("docs-*/table.lance")
+        assert len(vectors_in(uri, model)) == len(TEXTS)
+        await client.purge("docs", ["comet"])
+        assert len(vectors_in(uri, model)) == len(TEXTS) - 1
+        assert len(vectors_in(uri, "")) == len(TEXTS) - 1
+
+
+async def test_a_model_leaves_with_its_last_version(tmp_path, bundle):
+    async with controlled(tmp_path / "home") as (cluster, client):
+        await client.create_index("docs")
+        await write(client, TEXTS)
+        version = await built(client, bundle)
+        (uri,) = (tmp_path / "home" / "data" / "indexes").glob("docs-*/table.lance")
+
+        def encoders():
+            return [id_ for id_ in cluster.platform.placed_ids() if id_.startswith("encoder-")]
+
+        assert len(encoders()) == 2
+        await client.drop_index_version("docs", version.number)
+        assert PassageTable.open(str(uri)).models == ()
+        await until(lambda: encoders() == ["encoder-0"])
+        await write(client, {"stork": "Storks breed on roofs."})
+        assert await first_hit(client, "storks breed on roofs") == "stork"
+
+
+def vectors_in(uri, model):
+    batches = PassageTable.open(str(uri), model=model).scan(("document_id",), with_vectors=True)
+    rows = pa.Table.from_batches(list(batches))
+    return [each for each in rows.column("vector").to_pylist() if each is not None]

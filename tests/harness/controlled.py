@@ -26,6 +26,7 @@ from shoal.rpc.server import ServiceHost
 from shoal.shard.build_job import BuildJob
 from shoal.v1.cluster_pb2 import Role
 from shoal.v1.indexes_pb2 import IndexVersion, IndexVersionState
+from shoal.writer.encoding_job import RowRange
 
 from tests.harness.shard_corpus import unit
 from tests.harness.stand_ins import StandInEncoder
@@ -44,6 +45,8 @@ class OneProcess:
         self.specs: dict[str, InstanceSpec] = {}
         self.steps: list[tuple[str, int]] = []
         """Steps that were begun, and their shard or -1."""
+        self.ranges: list[int] = []
+        """Passages that steps were given to encode by another model."""
         self.before: Callable[[Step, BuildJob], None] = lambda step, job: None
         """Called in the step's thread before it; what it raises fails the step."""
         self.gate = asyncio.Event()
@@ -98,7 +101,11 @@ class OneProcess:
 
     async def run_step(self, step: Step, *arguments: Any) -> Any:
         """Run a step of a build in a thread."""
-        self.steps.append((step, arguments[1] if len(arguments) > 1 else -1))
+        second = arguments[1] if len(arguments) > 1 else -1
+        if isinstance(second, RowRange):
+            self.ranges.append(second.count)
+            second = -1
+        self.steps.append((step, second))
         await self.gate.wait()
 
         def run() -> Any:

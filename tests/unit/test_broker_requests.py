@@ -176,6 +176,7 @@ CHANGES: dict[str, SearchRequest] = {
     "filter": request(text="whale", filter="open"),
     "group": request(text="whale", group=Group(per_document=2)),
     "hybrid": request(text="whale", hybrid=Hybrid(lexical_weight=0.3)),
+    "index_version": request(text="whale", index_version=2),
 }
 
 

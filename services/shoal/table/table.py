@@ -128,10 +128,7 @@ class PassageTable:
         return schema.models_of(self._dataset.schema)
 
     def add_model(self, added: schema.ModelVectors) -> None:
-        """Make room for the vectors of a model, null in every row; durable on return.
-
-        From then on rows that are appended have a column for them.
-        """
+        """Make room for the vectors of a model, null in every row; durable on return."""
         with self._appending, storage_errors(self.uri):
             if added not in self.models:
                 private = self._private()

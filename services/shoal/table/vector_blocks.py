@@ -10,6 +10,7 @@ it has changed the table, so that one of the two sees the other.
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from shoal.table.errors import storage_errors
 from shoal.table.table import PassageTable
 
 _SUFFIX: Final = ".npz"
+# What reading a file ends with that is gone, or is not what was written.
+_UNREADABLE: Final = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,12 @@ def blocks_in(folder: Path) -> Iterator[Block]:
     """What was left, by row id. One that is gone, or cannot be read, is passed over."""
     for path in sorted(folder.glob(f"*{_SUFFIX}")) if folder.is_dir() else ():
         try:
-            with np.load(path) as stored:
-                yield Block(path, stored["row_ids"], stored["vectors"])
-        except (OSError, ValueError, KeyError, EOFError):
+            with path.open("rb") as file, np.load(file) as stored:
+                block = Block(path, stored["row_ids"], stored["vectors"])
+        except _UNREADABLE:
             path.unlink(missing_ok=True)  # It is encoded again.
+        else:
+            yield block
 
 
 def held_rows(folder: Path) -> NDArray[np.uint64]:
@@ -66,9 +71,9 @@ def held_rows(folder: Path) -> NDArray[np.uint64]:
     found = [np.empty(0, np.uint64)]
     for path in folder.glob(f"*{_SUFFIX}") if folder.is_dir() else ():
         try:
-            with np.load(path) as stored:
+            with path.open("rb") as file, np.load(file) as stored:
                 found.append(stored["row_ids"])
-        except (OSError, ValueError, KeyError, EOFError):
+        except _UNREADABLE:
             continue
     return np.unique(np.concatenate(found))
 
