@@ -164,7 +164,7 @@ class Builds:
             threads=self._limits.threads,
             kind=name_of(kind or response.entry.kind),
             memory_bytes=self._limits.memory_bytes,
-            exact_below=self._exact_below(version, kind or response.entry.kind),
+            exact_below=self._exact_below(version, kind),
         )
         passages = self._passages(job, response.vectors_folder)
         self._running[uid] = _Running(response.version, job, passages)
@@ -185,7 +185,10 @@ class Builds:
         return facts
 
     def _exact_below(self, version: IndexVersion, kind: int) -> int:
-        """Passages below which a version is searched exactly: only where version 0 cannot be."""
+        """Passages below which a version is searched exactly: only where version 0 cannot be.
+
+        kind: that was asked for, as the protos number it; 0 if none was.
+        """
         if not version.encoder_bundle:
             return 0
         if kind == SearchKind.SEARCH_KIND_EXACT:

@@ -40,6 +40,7 @@ from shoal.v1.indexes_pb2 import (
     RollbackIndexRequest,
     RollbackIndexResponse,
 )
+from shoal.v1.search_pb2 import SearchKind
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -62,7 +63,7 @@ class VersionHandlers:
     ) -> BuildIndexVersionResponse:
         """Have the controller begin a build."""
         check_index_name(request.name)
-        if not request.encoder_bundle:
+        if not (request.encoder_bundle and request.kind == SearchKind.SEARCH_KIND_EXACT):
             check_kind(request.kind)
         build = StartBuildRequest(
             name=request.name,

@@ -87,7 +87,7 @@ class IndexFollower:
         layouts = {}
         for key, wanted in plan.layouts.items():
             before = self.layouts.get(key)
-            held = before or HeldLayout(key, wanted.codebook_uri, plan.dimension, plan.model)
+            held = before or HeldLayout(key, wanted.codebook_uri, plan.dimension, model=plan.model)
             if before is None:
                 held.live = self._recall_watch.begin(held, list(self.layouts.values()))
             held.shards = {

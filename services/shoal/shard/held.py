@@ -99,14 +99,14 @@ class HeldLayout:
     id: LayoutId
     codebook_uri: str
     dimension: int
-    # Whose vectors it holds; empty: those of the model that the table was made with.
-    model: str = ""
     # Set by the first load; None in a layout that is searched exactly.
     codebook: Codebook | None = None
     # Replaced, never changed, by the follower of the topology.
     shards: dict[int, HeldShard] = field(default_factory=dict)
     # What is known of its live queries; None in a layout that is searched exactly.
     live: LiveRecall | None = None
+    # Whose vectors it holds; empty: those of the model that the table was made with.
+    model: str = ""
 
     @property
     def effort(self) -> float:
@@ -116,7 +116,7 @@ class HeldLayout:
     @property
     def exact(self) -> bool:
         """True if it has no codebook."""
-        return not self.codebook_uri
+        return not self.codebook_uri and self.codebook is None
 
     def states(self) -> list[ShardState]:
         """States of all shards."""
