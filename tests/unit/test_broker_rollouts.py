@@ -155,6 +155,8 @@ async def test_no_more_than_a_few_comparisons_run_and_the_rest_is_dropped(route)
     for _ in range(MAX_RUNNING + 3):
         shadow.consider(request, route, answer("a", "c"), 0.01)
     assert shadow.report(route).dropped == 3
+    shadow.consider(request, route, answer("a"), 0.01, busy=True)
+    assert shadow.report(route).dropped == 4
     gate.set()
     await settle(shadow)
     report = shadow.report(route)

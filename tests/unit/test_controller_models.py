@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 from shoal.cluster.config import ClusterConfig, Scale
 from shoal.cluster.controller import Create, Observed, plan
-from shoal.cluster.index_plan import further_bundles
+from shoal.cluster.index_plan import Growth, build_due, further_bundles
 from shoal.internal.v1.writer_pb2 import CatalogEntry
 from shoal.v1.indexes_pb2 import IndexVersion, IndexVersionState, Rollout
+from shoal.v1.search_pb2 import SearchKind
 
 from tests.unit.test_controller_plan import World
 
@@ -118,6 +119,17 @@ def test_encoders_of_a_model_go_with_its_last_version(world):
     world.run(40)
     assert world.removed == [FURTHER]
     assert "encoder-0" in world.instances
+
+
+def test_an_exact_version_gets_a_codebook_as_version_0_does_once_the_index_has_grown():
+    grown = Growth(50_000, 0.0)
+    exact = entry(version=1)
+    exact.versions[0].kind = SearchKind.SEARCH_KIND_EXACT
+    assert build_due(exact, grown, None, 20_000, 100.0) is False  # It has 0 rows.
+    exact.row_count = 50_000
+    assert build_due(exact, grown, None, 20_000, 100.0)
+    exact.versions[0].kind = SearchKind.SEARCH_KIND_IVF_PQ
+    assert not build_due(exact, grown, None, 20_000, 100.0)
 
 
 def test_while_the_catalogue_is_not_known_they_stay(world):

@@ -24,6 +24,7 @@ from shoal.cluster.placement import place
 from shoal.internal.v1.topology_pb2 import IndexPlacement, Layout, PublishTopologyResponse
 from shoal.internal.v1.writer_pb2 import CatalogEntry
 from shoal.v1.indexes_pb2 import IndexVersionState
+from shoal.v1.search_pb2 import SearchKind
 
 # A first version is built when an index has stopped growing: a codebook fits the data it has seen.
 SETTLED_S: Final = 5.0
@@ -73,9 +74,13 @@ def build_due(
     train_at_passages: int,
     now_s: float,
 ) -> bool:
-    """True if the index should get its first version now."""
-    ended = (IndexVersionState.INDEX_VERSION_STATE_FAILED,)
-    if entry.index_version > 0 or any(each.state not in ended for each in entry.versions):
+    """True if the index should get its first codebook now.
+
+    A version of another model that is searched exactly has none, as version 0.
+    """
+    failed, exact = IndexVersionState.INDEX_VERSION_STATE_FAILED, SearchKind.SEARCH_KIND_EXACT
+    others = [each for each in entry.versions if each.state != failed and each.kind != exact]
+    if entry.codebook_uri or others:
         return False
     if entry.row_count < train_at_passages:
         return False

@@ -43,6 +43,8 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 RETRY_DELAY_S: Final = 0.25
 # Part of a deadline that the search may use where what it finds must be read and glued after it.
 CONTEXT_SEARCH_SHARE: Final = 0.8
+# Part of the searches that a broker takes at once from which on no candidate is compared.
+_BUSY_SHARE: Final = 0.25
 # So much more time may make a better answer.
 ROOM_S: Final = 0.1
 
@@ -213,7 +215,9 @@ class SearchServer(SearchServiceServicer):
         started_s = time.monotonic()
         response = await self._pipeline.search(request, route, query, deadline, trace)
         if not request.HasField("index_version"):
-            self.shadow.consider(request, route, response, time.monotonic() - started_s)
+            took_s = time.monotonic() - started_s
+            busy = self._active > _BUSY_SHARE * self._settings.max_concurrent
+            self.shadow.consider(request, route, response, took_s, busy=busy)
         return response, trace
 
     async def _cached(

@@ -1,8 +1,9 @@
 """What would the candidate of a rollout have answered?
 
 A sampled share of the queries by text that are computed here is also run in the candidate's
-version, in the background, after the caller's own search. Few run at a time; a query that is chosen
-while these run is dropped and counted, so that callers never wait for a comparison.
+version, in the background, after the caller's own search. Few run at a time, and none is begun while
+the broker is busy; a query that is chosen then is dropped and counted, so that callers never wait for
+a comparison.
 """
 
 from __future__ import annotations
@@ -82,11 +83,17 @@ class Shadow:
         self._running: set[asyncio.Task[None]] = set()
 
     def consider(
-        self, request: SearchRequest, route: IndexRoute, answer: SearchResponse, took_s: float
+        self,
+        request: SearchRequest,
+        route: IndexRoute,
+        answer: SearchResponse,
+        took_s: float,
+        *,
+        busy: bool = False,
     ) -> None:
         """Compare a query that was just answered, if it is chosen. Returns at once.
 
-        took_s: that the answer took.
+        took_s: that the answer took. busy: callers need whatever there is.
         """
         rollout, candidate = route.rollout, route.candidate
         if rollout is None or candidate is None or not request.text:
@@ -94,7 +101,7 @@ class Shadow:
         if self._draw() >= rollout.shadow_share:
             return
         known = self._known.setdefault(_key(route, candidate), Comparisons())
-        if len(self._running) >= MAX_RUNNING:
+        if busy or len(self._running) >= MAX_RUNNING:
             known.dropped += 1
             return
         task = asyncio.create_task(self._compare(request, candidate, answer, took_s, known))

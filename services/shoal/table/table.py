@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from shoal.filters.fields import Field
 from shoal.table import durability, filling, maintenance, removal, schema
 from shoal.table.cursor import EMPTY_CURSOR, Cursor
-from shoal.table.errors import TableDamagedError, storage_errors
+from shoal.table.errors import CommitConflictError, TableDamagedError, storage_errors
 from shoal.table.present import present_rows
 from shoal.table.scanning import (
     BATCH_ROWS,
@@ -48,6 +48,8 @@ INDEX_CACHE_BYTES: Final = 16 << 20
 
 # Longer than a commit takes.
 COMMIT_S: Final = 60.0
+# Attempts at a change of columns, each of milliseconds.
+_RESHAPINGS: Final = 5
 # Of the tags that keep versions from being cleaned.
 _PIN: Final = "shoal-pin-"
 
@@ -129,20 +131,28 @@ class PassageTable:
 
     def add_model(self, added: schema.ModelVectors) -> None:
         """Make room for the vectors of a model, null in every row; durable on return."""
-        with self._appending, storage_errors(self.uri):
-            if added not in self.models:
-                private = self._private()
-                private.add_columns([added.field])
-                self._settle(private)
+        if added not in self.models:
+            self._reshape(lambda dataset: dataset.add_columns([added.field]))
 
     def drop_model(self, model: str) -> None:
         """Remove the vectors of a model. Their bytes go as files are written again."""
-        with self._appending, storage_errors(self.uri):
-            private = self._private()
-            dropped = [each.column for each in self.models if each.model == model]
-            if dropped:
-                private.drop_columns(dropped)
-                self._settle(private)
+        dropped = [each.column for each in self.models if each.model == model]
+        if dropped:
+            self._reshape(lambda dataset: dataset.drop_columns(dropped))
+
+    def _reshape(self, change: Callable[[_Dataset], None]) -> None:
+        """Change the columns; again, if a compaction has ended in between."""
+        for attempt in range(1, _RESHAPINGS + 1):
+            self.refresh()
+            try:
+                with self._appending, storage_errors(self.uri):
+                    private = self._private()
+                    change(private)
+                    self._settle(private)
+                return
+            except CommitConflictError:
+                if attempt == _RESHAPINGS:
+                    raise
 
     def fill(self, model: str, row_ids: NDArray[np.uint64], vectors: NDArray[np.float32]) -> int:
         """Give rows their vectors of a model; returns how many rows. Durable on return.
