@@ -1,9 +1,9 @@
 """What would the candidate of a rollout have answered?
 
 A sampled share of the queries by text that are computed here is also run in the candidate's
-version, in the background, after the caller's own search. Few run at a time, and none is begun while
-the broker is busy; a query that is chosen then is dropped and counted, so that callers never wait for
-a comparison.
+version, in the background, after the caller's own search. Few run at a time, and none is begun
+while the broker is busy; a query that is chosen then is dropped and counted, so that callers never
+wait for a comparison.
 """
 
 from __future__ import annotations
