@@ -338,6 +338,35 @@ async def test_a_model_leaves_with_its_last_version(tmp_path, bundle):
         assert await first_hit(client, "storks breed on roofs") == "stork"
 
 
+async def test_the_first_model_can_be_let_go(tmp_path, bundle):
+    async with controlled(tmp_path / "home") as (_, client):
+        await client.create_index("docs")
+        await write(client, TEXTS)
+        version = await built(client, bundle)
+        with pytest.raises(FailedPreconditionError, match="version 0 of index 'docs' serves"):
+            await client.drop_index_version("docs", 0)
+        await client.promote_index_version("docs", version.number)
+        await client.drop_index_version("docs", 0)
+        with pytest.raises(NotFoundError, match="has no version 0"):
+            await client.promote_index_version("docs", 0)
+        with pytest.raises(FailedPreconditionError, match="no version to roll back to"):
+            await client.rollback_index("docs")
+
+        await write(client, {"stork": "Storks breed on roofs."})
+        assert await first_hit(client, "storks breed on roofs") == "stork"
+        (uri,) = (tmp_path / "home" / "data" / "indexes").glob("docs-*/table.lance")
+        assert len(vectors_in(uri, "")) == len(TEXTS)
+        assert len(vectors_in(uri, version.encoder_model)) == len(TEXTS) + 1
+        refused = await client.upsert("docs", [{"id": "x", "text": "x", "vector": [1.0] * 8}])
+        assert "is given, but the model" in refused.failures[0].message
+
+        # And another one takes its place as before.
+        third = await built(client, same_model(tmp_path / "third", "third"))
+        await client.promote_index_version("docs", third.number)
+        assert (await answer(client, "storks breed on roofs")).encoder_model.startswith("third@")
+        assert (await client.rollback_index("docs")).serving_version == version.number
+
+
 def vectors_in(uri, model):
     batches = PassageTable.open(str(uri), model=model).scan(("document_id",), with_vectors=True)
     rows = pa.Table.from_batches(list(batches))

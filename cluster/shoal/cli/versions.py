@@ -223,7 +223,11 @@ def drop_version(
     as_json: AsJson = False,
     timeout: Timeout = 30.0,
 ) -> None:
-    """Drop a version that does not serve, with its files. Documents stay."""
+    """Drop a version that does not serve, with its files. Documents stay.
+
+    Version 0 stands for the model that the index was made with: it goes with all its versions, once
+    another model serves, and encodes nothing any more.
+    """
     with connected(endpoint) as client:
         client.drop_index_version(name, version, timeout_s=timeout)
     if as_json:

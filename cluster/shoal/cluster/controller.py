@@ -310,7 +310,9 @@ def _further_encoders(config: ClusterConfig, memory: Memory, observed: Observed)
             for id_, seen in observed.instances.items()
             if seen.role == Role.ROLE_ENCODER and not is_declared_encoder(id_)
         }
-    return further_encoders(config, memory.scale, further_bundles(observed.catalogue))
+    bundles = further_bundles(observed.catalogue)
+    bundles.pop(_default_model(memory, observed), None)  # The declared ones do it.
+    return further_encoders(config, memory.scale, bundles)
 
 
 def _default_model(memory: Memory, observed: Observed) -> str:

@@ -150,8 +150,6 @@ class VersionHandlers:
     ) -> DropIndexVersionResponse:
         """Have the writer drop a version."""
         check_index_name(request.name)
-        if request.version == 0:
-            raise InvalidFieldError("version", "is 0: exact search is always there")
         drop = DropVersionRequest(name=request.name, version=request.version)
         attempts = 0
 

@@ -79,6 +79,9 @@ class IndexEntry:
     fields: tuple[Field, ...] = ()
     # A version on its way to serve; None if there is none.
     rollout: RolloutRecord | None = None
+    # Whether the model that it was made with is gone: nothing is encoded by it, there is no version
+    # 0, and `encoder_model` is empty.
+    retired: bool = False
 
 
 class Catalogue:

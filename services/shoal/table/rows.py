@@ -36,8 +36,9 @@ class DocumentRows:
     created_at_us: int
     # One or more, which cover the document's text.
     passages: Sequence[PassageSpan]
-    # Unit vectors: float32 [passages, dimension].
-    vectors: NDArray[np.float32]
+    # Unit vectors: float32 [passages, dimension]. None: the model that the table was made with is
+    # not asked any more.
+    vectors: NDArray[np.float32] | None
     # Microseconds since 1970, UTC; None means never.
     expires_at_us: int | None = None
     # One for each declared field, None where the document does not have it.
@@ -86,7 +87,8 @@ def build_batch(
             )
             vectors.append(None)
             continue
-        assert operation.vectors.shape == (len(operation.passages), dimension)
+        if operation.vectors is not None:
+            assert operation.vectors.shape == (len(operation.passages), dimension)
         vectors.append(operation.vectors)
         for ordinal, passage in enumerate(operation.passages):
             row = (
@@ -112,7 +114,10 @@ def build_batch(
     arrays[schema.UPDATED_AT] = pa.array(np.full(row_count, updated_at_us, dtype=np.int64)).cast(
         schema.TIMESTAMP
     )
-    counts = [1 if block is None else len(block) for block in vectors]
+    counts = [
+        1 if isinstance(operation, Tombstone) else len(operation.passages)
+        for operation in operations
+    ]
     arrays[schema.VECTOR] = _vector_array(vectors, counts, dimension)
     for each in models:
         theirs = [

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 State = Literal["building", "ready", "failed"]
 
-# Version 0 is exact search: always there, and never listed.
+# Version 0 is exact search by the model that the index was made with: there until that model is
+# dropped with it, and never listed.
 EXACT: Final = 0
 # Failed builds that are remembered, so that a build which fails every minute does not fill the
 # catalogue.
@@ -193,7 +194,7 @@ def change_rollout(entry: IndexEntry, rollout: RolloutRecord | None) -> IndexEnt
     if rollout is not None:
         if rollout.candidate == entry.index_version:
             raise VersionServesError(entry.name, rollout.candidate)
-        if rollout.candidate != EXACT:
+        if rollout.candidate != EXACT or entry.retired:
             version = find(entry, rollout.candidate)
             if version.state != "ready":
                 raise VersionNotReadyError(
@@ -216,6 +217,8 @@ def promote(entry: IndexEntry, number: int, expected: int | None = None) -> Inde
     """
     if entry.index_version == number:
         return entry
+    if number == EXACT and entry.retired:
+        raise VersionNotFoundError(entry.name, number, [each.number for each in entry.versions])
     if expected is not None and entry.index_version != expected:
         raise VersionConflictError(
             f"version {entry.index_version} of index {entry.name!r} is in force, and not "
@@ -265,13 +268,44 @@ def retire(entry: IndexEntry, keep: int, serving: Set[int]) -> IndexEntry:
     return replace(entry, versions=kept)
 
 
+def own_versions(entry: IndexEntry) -> set[int]:
+    """Versions of the model that an index was made with: 0 among them."""
+    return {EXACT, *(each.number for each in entry.versions if not each.encoder_bundle)}
+
+
+def _retire_own_model(entry: IndexEntry) -> IndexEntry:
+    """Let go of the model that an index was made with, and of all versions that have it.
+
+    Raises VersionNotFoundError if it is gone, VersionServesError if a version of it serves, and
+    BuildInProgressError.
+    """
+    if entry.retired:
+        raise VersionNotFoundError(entry.name, EXACT, [each.number for each in entry.versions])
+    own = own_versions(entry)
+    if entry.index_version in own:
+        raise VersionServesError(entry.name, entry.index_version)
+    for version in entry.versions:
+        if version.number in own and version.state == "building":
+            raise BuildInProgressError(entry.name, version.number)
+    previous = entry.previous_version
+    return replace(
+        _without_candidate(entry, own),
+        versions=tuple(each for each in entry.versions if each.number not in own),
+        previous_version=None if previous in own else previous,
+        encoder_model="",
+        retired=True,
+    )
+
+
 def drop(entry: IndexEntry, number: int) -> IndexEntry:
-    """Take a version out.
+    """Take a version out; with version 0 the model goes that the index was made with.
 
     Raises VersionNotFoundError, VersionServesError, BuildInProgressError.
     """
     if number == entry.index_version:
         raise VersionServesError(entry.name, number)
+    if number == EXACT:
+        return _retire_own_model(entry)
     version = find(entry, number)
     if version.state == "building":
         raise BuildInProgressError(entry.name, number)

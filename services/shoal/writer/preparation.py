@@ -73,14 +73,14 @@ class PreparedChunk:
     ) -> list[DocumentRows]:
         """Put documents and the vectors of `texts` together.
 
+        vectors: None if there are no texts, or the index's own model is not asked any more.
         further: the vectors of `shown` that other models have made, by model.
         """
         rows: list[DocumentRows] = []
         first = passage = 0
         for each in self.documents:
             own = each.document.vector
-            if own is None:
-                assert vectors is not None
+            if own is None and vectors is not None:
                 own = vectors[first : first + len(each.texts)]
                 first += len(each.texts)
             end = passage + len(each.shown)
@@ -100,11 +100,14 @@ class Preparer:
         dimension: int,
         fields: Sequence[Field] = (),
         analyzer: str = "",
+        *,
+        takes_vectors: bool = True,
     ) -> None:
         """Measure: how the encoder of the index sees texts. fields: that the index declares.
 
-        analyzer: of the index's table.
+        analyzer: of the index's table. takes_vectors: whether documents may bring vectors.
         """
+        self._takes_vectors = takes_vectors
         self._settings = settings
         self._measure = measure
         self._dimension = dimension
@@ -126,6 +129,12 @@ class Preparer:
         if not request.HasField("document"):
             raise InvalidFieldError("document", "is missing")
         document = check_document(request.document, self._dimension, self._fields)
+        if document.vector is not None and not self._takes_vectors:
+            raise InvalidFieldError(
+                "document.vector",
+                "is given, but the model that the index was made with is gone from it: write the "
+                "document without a vector",
+            )
         if document.vector is not None:
             whole = PassageSpan(0, len(document.text), document.text)
             terms = self._terms(document.title, [whole])
@@ -165,7 +174,9 @@ def failure_of(number: int, document_id: str, error: ServiceError) -> UpsertFail
     )
 
 
-def _rows_of(prepared: PreparedDocument, vectors: NDArray[np.float32], now_us: int) -> DocumentRows:
+def _rows_of(
+    prepared: PreparedDocument, vectors: NDArray[np.float32] | None, now_us: int
+) -> DocumentRows:
     document = prepared.document
     created_at_us = document.created_at_us
     return DocumentRows(

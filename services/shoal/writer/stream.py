@@ -257,13 +257,18 @@ class UpsertStream:
         assert index is not None
         table, parts = index.table, self._parts
         preparer = Preparer(
-            parts.settings, parts.measure, table.dimension, table.fields, table.analyzer
+            parts.settings,
+            parts.measure,
+            table.dimension,
+            table.fields,
+            table.analyzer,
+            takes_vectors=not index.entry.retired,
         )
         loop = asyncio.get_running_loop()
         chunk = await loop.run_in_executor(self._parts.executor, preparer.prepare, requests)
         texts = chunk.texts
         ready = _Ready(chunk)
-        if texts:
+        if texts and not index.entry.retired:
             encoded = await parts.encoders.encode(texts, self._deadline, index.entry.encoder_model)
             dimension = encoded.vectors.shape[1]
             if dimension == table.dimension:

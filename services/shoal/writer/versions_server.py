@@ -24,6 +24,7 @@ from shoal.internal.v1.writer_pb2 import (
 )
 from shoal.rpc.errors import InvalidFieldError
 from shoal.table.errors import VersionServesError
+from shoal.table.versions import EXACT, own_versions
 from shoal.v1.search_pb2 import SearchKind
 from shoal.writer.indexes import Indexes, describe_index
 from shoal.writer.validation import check_index_name
@@ -128,7 +129,8 @@ class VersionHandlers:
         check_index_name(request.name, "name")
         entry = self._indexes.get(request.name).entry
         # The one in force may still be loaded, while the one before it answers.
-        if request.version in self._serving_versions(entry.uid):
-            raise VersionServesError(request.name, request.version)
+        dropped = own_versions(entry) if request.version == EXACT else {request.version}
+        for serving in sorted(dropped & self._serving_versions(entry.uid)):
+            raise VersionServesError(request.name, serving)
         index = await self._indexes.drop_version(request.name, request.version)
         return DropVersionResponse(entry=describe_index(index))
