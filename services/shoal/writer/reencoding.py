@@ -63,10 +63,13 @@ def encode_rows(job: EncodingJob, rows: RowRange) -> int:
     table = PassageTable.open(job.table_uri)
     missing = _missing(job, table)
     missing = missing[(missing >= rows.first) & (missing <= rows.last)]
-    encoder = EncoderModel(load_bundle(job.bundle), threads=job.threads, batch_tokens=RUN_TOKENS)
     measure = load_measure(Path(job.tokenizer) if job.tokenizer else None)
     shown = ShownTexts(measure, job.title_tokens, job.title_chars)
     progress = EncodingProgress(Path(job.progress_folder), rows.first)
+    if len(missing) == 0:
+        progress.report(rows.count, 0.0)
+        return 0
+    encoder = EncoderModel(load_bundle(job.bundle), threads=job.threads, batch_tokens=RUN_TOKENS)
     kept = max(0, rows.count - len(missing))
     started_s = time.monotonic()
     for first in range(0, len(missing), BLOCK_ROWS):
