@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 from shoal.cluster.config import ClusterConfig, Scale
-from shoal.cluster.controller import Create, Observed, plan
+from shoal.cluster.controller import Create, Observed, Remove, plan
 from shoal.cluster.index_plan import Growth, build_due, further_bundles
 from shoal.internal.v1.writer_pb2 import CatalogEntry
 from shoal.v1.indexes_pb2 import IndexVersion, IndexVersionState, Rollout
 from shoal.v1.search_pb2 import SearchKind
 
-from tests.unit.test_controller_plan import World
+from tests.unit.test_controller_plan import World, _ready
 
 READY = IndexVersionState.INDEX_VERSION_STATE_READY
 OLD, NEW = "old@111111111111", "new@222222222222"
@@ -25,10 +25,7 @@ class Models(World):
         for index in self.memory.topology.indexes:
             for placement in index.candidate.placements:
                 if placement.shard_server == seen.id:
-                    state = answer.shards.add(ready=True)
-                    state.layout.index_uid = index.uid
-                    state.layout.index_version = index.candidate.index_version
-                    state.layout.shard_count = index.candidate.shard_count
+                    answer.shards.extend(_ready(index.uid, index.candidate, placement.shards))
         if seen.id == "encoder-0":
             answer.model = OLD
         elif seen.id.startswith("encoder-"):
@@ -136,4 +133,4 @@ def test_while_the_catalogue_is_not_known_they_stay(world):
     observed = replace(world.observed(), catalogue=None)
     for at_s in range(100):
         world.memory, actions = plan(world.config, world.memory, observed, world.now_s + at_s)
-        assert not [each for each in actions if getattr(each, "id", "") == FURTHER]
+        assert Remove(FURTHER) not in actions
