@@ -112,6 +112,8 @@ class SearchServer(SearchServiceServicer):
             hits_left_out=len(found.hits) - sum(len(each.citations) for each in contexts),
             coverage=found.coverage,
             table_version=found.table_version,
+            index_version=found.index_version,
+            encoder_model=found.encoder_model,
         )
         if request.search.explain:
             response.explanation.CopyFrom(found.explanation)
