@@ -19,8 +19,8 @@ from shoal.cluster.steps import StepFailedError, StepRunner
 from shoal.v1.indexes_pb2 import BuildProgress
 from shoal.writer.encoding_job import EncodingJob, EncodingProgress, RowRange
 
-# Part of a build's time that this takes: to encode a passage takes a core some 15 ms, to train and to
-# make codes of its vector well below one.
+# Part of a build's time that this takes: to encode a passage takes a core some 15 ms, to train and
+# to make codes of its vector well below one.
 PASSAGES_PART: Final = 0.95
 # Each round leaves what was written during it: more than a few say that something is wrong.
 _MAX_ROUNDS: Final = 20
