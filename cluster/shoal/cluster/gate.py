@@ -23,8 +23,8 @@ class GateThresholds(BaseModel):
 
     max_ndcg_loss: float = Field(default=0.005, ge=0, le=1)
     """Most that nDCG@10 on a judged set may fall, by vectors alone and with words beside them. The
-    shipped model, in int8, encoded once more in other batches, was 0.004 better and 0.002 worse than
-    itself on 300 questions: a bound below that stops at chance."""
+    shipped model, in int8, encoded once more in other batches, was 0.004 better and 0.002 worse
+    than itself on 300 questions: a bound below that stops at chance."""
     min_overlap: float = Field(default=0.3, ge=0, le=1)
     """Least mean part of the hits that both versions have in common. Another model has every right
     to find others; below a third it is a different search, which somebody should have looked at."""
@@ -130,8 +130,8 @@ def _judged(judged: Judged, max_loss: float) -> Check:
     loss = judged.serving - judged.candidate
     name = f"nDCG@10 {judged.name}"
     reason = (
-        f"{name} is {judged.candidate:.3f}, {loss:.3f} below the {judged.serving:.3f} of the version "
-        f"that serves; at most {max_loss:.3f} are allowed"
+        f"{name} is {judged.candidate:.3f}, {loss:.3f} below the {judged.serving:.3f} of the "
+        f"version that serves; at most {max_loss:.3f} are allowed"
     )
     return _check(name, judged.candidate, judged.serving - max_loss, loss <= max_loss, reason)
 
