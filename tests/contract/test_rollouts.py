@@ -337,8 +337,8 @@ async def test_a_model_leaves_with_its_last_version(tmp_path, bundle):
         await client.drop_index_version("docs", version.number)
         assert PassageTable.open(str(uri)).models == ()
         await until(lambda: encoders() == ["encoder-0"])
-        await write(client, {"stork": "Storks breed on roofs."})
-        assert await first_hit(client, "storks breed on roofs") == "stork"
+        seen = {"min_table_version": await write(client, {"stork": "Storks breed on roofs."})}
+        assert await first_hit(client, "storks breed on roofs", **seen) == "stork"
 
 
 async def test_the_first_model_can_be_let_go(tmp_path, bundle):
@@ -355,8 +355,8 @@ async def test_the_first_model_can_be_let_go(tmp_path, bundle):
         with pytest.raises(FailedPreconditionError, match="no version to roll back to"):
             await client.rollback_index("docs")
 
-        await write(client, {"stork": "Storks breed on roofs."})
-        assert await first_hit(client, "storks breed on roofs") == "stork"
+        seen = {"min_table_version": await write(client, {"stork": "Storks breed on roofs."})}
+        assert await first_hit(client, "storks breed on roofs", **seen) == "stork"
         (uri,) = (tmp_path / "home" / "data" / "indexes").glob("docs-*/table.lance")
         assert len(vectors_in(uri, "")) == len(TEXTS)
         assert len(vectors_in(uri, version.encoder_model)) == len(TEXTS) + 1
