@@ -18,7 +18,7 @@ from tests.cluster.conftest import RunningCluster, read_jsonl, xquad_file
 pytestmark = pytest.mark.cluster
 
 SHOAL = str(Path(sys.executable).with_name("shoal"))
-PARAGRAPHS = 40
+PARAGRAPHS = 24
 
 
 class Caller(threading.Thread):
@@ -50,7 +50,7 @@ class Caller(threading.Thread):
 
 def _roll_out(cluster: RunningCluster, bundle: Path) -> tuple[int, dict[str, object], str]:
     command = [SHOAL, "rollout", "rolled", "--encoder", str(bundle), "--yes", "--json"]
-    command += ["--queries", str(xquad_file("queries")), "--limit", "60", "--min-queries", "5"]
+    command += ["--queries", str(xquad_file("queries")), "--limit", "30", "--min-queries", "5"]
     command += ["--qrels", str(xquad_file("qrels") / "test.tsv"), "--shadow-share", "1"]
     command += ["--endpoint", cluster.info.endpoint]
     # In int8 the same model, encoded in other batches, ranks a little otherwise.
@@ -74,7 +74,7 @@ def test_a_worse_model_is_stopped_and_another_promoted_and_rolled_back(
                 for each in paragraphs
             ),
         )
-        caller = Caller(cluster.info.endpoint, questions[:60])
+        caller = Caller(cluster.info.endpoint, questions[:30])
         caller.start()
         try:
             worse = scrambled(tmp_path / "worse", "worse", noise=6.0)

@@ -206,8 +206,8 @@ async def test_a_rollout_needs_a_version_that_is_ready_and_does_not_serve(tmp_pa
             await client.set_rollout("docs", 0, shadow_share=1.5)
 
 
-PARAGRAPHS = 60
-QUESTIONS = 80
+PARAGRAPHS = 30
+QUESTIONS = 40
 
 
 @pytest.fixture
