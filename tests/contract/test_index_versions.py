@@ -167,7 +167,7 @@ async def test_what_is_asked_of_versions_that_are_not_there(tmp_path: Path) -> N
         with pytest.raises(FailedPreconditionError, match="training needs") as failed:
             await client.promote_index_version("docs", 1)
         assert failed.value.reason == "VERSION_NOT_READY"
-        with pytest.raises(InvalidArgumentError):
+        with pytest.raises(FailedPreconditionError, match="version 0 of index 'docs' serves"):
             await client.drop_index_version("docs", 0)
         await client.drop_index_version("docs", 1)
         assert list((await client.index_versions("docs")).versions) == []

@@ -8,24 +8,30 @@
 | the controller dies in mid-build            | FAILED once it is back; another build succeeds  |
 | the writer is away when the build ends      | it is told when it is back                      |
 | the index is dropped in mid-build           | nothing is left of it                           |
+| the controller dies while another model       | FAILED once it is back; another build encodes   |
+| encodes the passages                        | nothing again                                   |
 | a segment is damaged after it was published | tests/unit/test_shard_build.py, tests/contract  |
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 from shoal.client import AsyncClient, FailedPreconditionError
-from shoal.cluster.builds import Step
+from shoal.cluster.steps import Step
 from shoal.shard.build import VerificationError
 from shoal.shard.build_job import BuildJob
+from shoal.table.vector_blocks import held_rows
 from shoal.v1.indexes_pb2 import IndexVersionState
 from shoal.v1.search_pb2 import SearchKind
 
+from loadtest.other_bundles import same_model
 from tests.harness.controlled import (
     DIMENSION,
     Controlled,
@@ -159,3 +165,40 @@ async def test_an_index_that_is_dropped_in_mid_build_leaves_nothing(tmp_path: Pa
         await until(lambda: not list((tmp_path / "data" / "indexes").iterdir()))
         await client.create_index("docs", dimension=DIMENSION)
         assert list((await client.index_versions("docs")).versions) == []
+
+
+async def test_a_controller_that_dies_while_passages_are_encoded_anew(tmp_path: Path) -> None:
+    """What was encoded is kept, and another build goes on with it."""
+    encoding, go_on = threading.Event(), threading.Event()
+
+    def hold(step: Step, job: BuildJob) -> None:
+        if step == "encode_rows":
+            encoding.set()
+            assert go_on.wait(30.0)
+
+    bundle = same_model(tmp_path / "bundle", "another")
+    async with controlled(tmp_path / "home") as (cluster, client):
+        await client.create_index("docs")
+        await client.upsert("docs", [{"id": f"d{n}", "text": f"text {n}"} for n in range(20)])
+        cluster.platform.before = hold
+        begun = await client.build_index_version("docs", encoder_bundle=str(bundle))
+        assert await asyncio.to_thread(encoding.wait, 30.0)
+        await cluster.kill_controller()
+        # What writes come meanwhile are not kept waiting for a model that has not encoded yet.
+        await client.upsert("docs", [{"id": "late", "text": "written meanwhile"}])
+        go_on.set()  # The step's own process lives on for a moment.
+        fingerprint = begun.encoder_model.partition("@")[2]
+        folder = cluster.version_folder(1).parents[1] / "vectors" / fingerprint
+        await until(lambda: len(held_rows(folder)) == 20)
+        await cluster.start_controller()
+        interrupted = await ended(client, "docs", 1)
+        assert interrupted.state == FAILED
+        assert "the controller was restarted" in interrupted.message
+
+        cluster.platform.before = lambda step, job: None
+        cluster.platform.ranges.clear()
+        await client.build_index_version("docs", encoder_bundle=str(bundle))
+        version = await ended(client, "docs", 2)
+        assert (version.state, version.passage_count) == (READY, 21), version.message
+        assert sum(cluster.platform.ranges) == 1  # The one that was written meanwhile.
+        assert not list(folder.glob("*.npz"))

@@ -53,6 +53,7 @@ class Broker(
         self.writer_is_away = False
         self.kind = search_pb2.SEARCH_KIND_EXACT
         self.effort = 1.0
+        self.index_version = 7
         # What ListIndexVersions says of every index: an answer a call, the last one for ever.
         self.builds = [self.listed((1, "READY"), (2, "READY"), serving=2, previous=1)]
         # Ranking that every search gets, by text: for judging.
@@ -76,6 +77,7 @@ class Broker(
             dimension=DIMENSION,
             state=indexes_pb2.INDEX_STATE_READY,
             table_version=max(0, self.versions[name] - self.lag),
+            index_version=self.index_version,
             kind=self.kind,
             document_count=held,
             passage_count=held,
@@ -320,7 +322,11 @@ class Broker(
         return response
 
     def answer(self, request, held):
-        response = search_pb2.SearchResponse(table_version=self.versions[request.index])
+        response = search_pb2.SearchResponse(
+            table_version=self.versions[request.index],
+            index_version=self.index_version,
+            encoder_model=ENCODER,
+        )
         rerank = not request.rerank.disabled
         ranking = self.rankings.get((request.text, rerank), sorted(held))
         for rank, document_id in enumerate(ranking[: request.top_k or 10]):

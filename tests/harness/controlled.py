@@ -17,15 +17,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from shoal.client import AsyncClient
-from shoal.cluster.builds import Step, StepFailedError
 from shoal.cluster.config import ClusterConfig
 from shoal.cluster.controller_server import ControllerService
 from shoal.cluster.hosting import InstanceSpec, Placed, build_host
+from shoal.cluster.roles import default_bundle
+from shoal.cluster.steps import Step, StepFailedError, explain, function_of
 from shoal.rpc.server import ServiceHost
-from shoal.shard import build
 from shoal.shard.build_job import BuildJob
 from shoal.v1.cluster_pb2 import Role
 from shoal.v1.indexes_pb2 import IndexVersion, IndexVersionState
+from shoal.writer.encoding_job import RowRange
 
 from tests.harness.shard_corpus import unit
 from tests.harness.stand_ins import StandInEncoder
@@ -44,6 +45,8 @@ class OneProcess:
         self.specs: dict[str, InstanceSpec] = {}
         self.steps: list[tuple[str, int]] = []
         """Steps that were begun, and their shard or -1."""
+        self.ranges: list[int] = []
+        """Passages that steps were given to encode by another model."""
         self.before: Callable[[Step, BuildJob], None] = lambda step, job: None
         """Called in the step's thread before it; what it raises fails the step."""
         self.gate = asyncio.Event()
@@ -58,7 +61,9 @@ class OneProcess:
 
     async def _start(self, spec: InstanceSpec) -> str:
         listen = f"{spec.host}:{spec.port}"
-        if spec.role == Role.ROLE_ENCODER:
+        # Encoders of the declared model are stand-ins; further ones are what they are said to be.
+        declared = spec.settings.get("bundle") == str(default_bundle("all-minilm-l6-v2-int8"))
+        if spec.role == Role.ROLE_ENCODER and declared:
             host = ServiceHost(StandInEncoder(spec.id), listen)
         else:
             host = build_host(spec, listen)
@@ -96,17 +101,21 @@ class OneProcess:
 
     async def run_step(self, step: Step, *arguments: Any) -> Any:
         """Run a step of a build in a thread."""
-        self.steps.append((step, arguments[1] if len(arguments) > 1 else -1))
+        second = arguments[1] if len(arguments) > 1 else -1
+        if isinstance(second, RowRange):
+            self.ranges.append(second.count)
+            second = -1
+        self.steps.append((step, second))
         await self.gate.wait()
 
         def run() -> Any:
             self.before(step, arguments[0])
-            return getattr(build, step)(*arguments)
+            return function_of(step)(*arguments)
 
         try:
             return await asyncio.to_thread(run)
         except Exception as error:  # as the platform on Ray does
-            raise StepFailedError(build.explain(error)) from error
+            raise StepFailedError(explain(error)) from error
 
     async def close(self) -> None:
         """Stop everything."""

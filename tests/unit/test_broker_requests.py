@@ -177,6 +177,7 @@ CHANGES: dict[str, SearchRequest] = {
     "group": request(text="whale", group=Group(per_document=2)),
     "hybrid": request(text="whale", hybrid=Hybrid(lexical_weight=0.3)),
     "no_feedback": request(text="whale", no_feedback=True),
+    "index_version": request(text="whale", index_version=2),
 }
 
 

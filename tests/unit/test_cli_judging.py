@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from shoal.cli import demo, evaluation
+from shoal.cli import asking, demo
 from shoal.cli.corpora import CORPORA, xquad
 from shoal.cli.evaluation import BATCH, WAYS, best_passages
 from shoal.cli.judging import judged, measure, read_qrels, read_queries
@@ -83,7 +83,7 @@ def test_bad_judgments_are_named(tmp_path, content):
 @pytest.fixture
 def broker(monkeypatch):
     """Three documents; dense finds the answer second, reranking finds it first."""
-    monkeypatch.setattr(evaluation, "PAUSE_S", 0.0)
+    monkeypatch.setattr(asking, "PAUSE_S", 0.0)
     with serving() as served:
         served.indexes["small"] = {each: document(each, f"text {each}") for each in "abc"}
         served.versions["small"] = 1

@@ -139,6 +139,7 @@ def test_only_calls_without_side_effects_are_retried():
         "shoal.v1.IndexService/ListIndexVersions",
         "shoal.v1.IndexService/ListSnapshots",
         "shoal.v1.IndexService/DescribeIndex",
+        "shoal.v1.IndexService/DescribeRollout",
         "shoal.v1.ClusterService/GetClusterStatus",
     }
 

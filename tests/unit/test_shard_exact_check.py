@@ -9,7 +9,7 @@ from shoal.shard.exact_check import Sample, compare, served, true_neighbours
 from shoal.shard.live_recall import SampledQuery
 from shoal.shard.recall_watch import RecallWatch
 from shoal.shard.search import Target
-from shoal.table.table import SPARING
+from shoal.table.scanning import SPARING
 
 from tests.harness.shard_corpus import Corpus, Stored
 from tests.unit.test_shard_state import Layout

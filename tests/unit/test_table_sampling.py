@@ -19,7 +19,7 @@ def rows(number):
 
 
 def test_every_passage_is_as_likely_to_be_drawn_and_none_without_a_vector(tmp_path, monkeypatch):
-    monkeypatch.setattr(sampling, "SCAN_ROWS", 16)
+    monkeypatch.setattr(sampling, "NUMBERS", sampling.NUMBERS._replace(batch_rows=16))
     table = PassageTable.create(str(tmp_path / "index" / "table.lance"), 2)
     assert sample_passages(table, 10, 0).texts == []
     written = [rows(number) for number in range(50)]

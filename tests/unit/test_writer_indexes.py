@@ -59,7 +59,8 @@ async def build(indexes, count):
     """Versions 1 to count, all READY and none in force."""
     uid = indexes.get("docs").entry.uid
     for _ in range(count):
-        _, number, folder = await indexes.begin_version(uid, promote=False)
+        _, begun = await indexes.begin_version(uid, promote=False)
+        number, folder = begun.number, begun.folder
         ready = VersionRecord(number, "ready", 0, finish_time_ns=9, codebook_uri=folder)
         await indexes.finish_version(uid, ready)
     return uid
@@ -85,8 +86,9 @@ def test_versions_that_are_prepared_or_stand_by_are_needed_too(tmp_path):
         serving=Layout(index_version=1),
         preparing=Layout(index_version=2),
         standby=Layout(index_version=3),
+        candidate=Layout(index_version=4),
     )
     service.follower.topology = Topology(epoch=1, indexes=[placed])
-    assert service._loaded_versions("u") == {1, 2, 3}
+    assert service._loaded_versions("u") == {1, 2, 3, 4}
     # Of an index that is not placed yet nothing is in memory.
     assert service._loaded_versions("v") == set()

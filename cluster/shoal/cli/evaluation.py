@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
+from shoal.cli.asking import ask
 from shoal.cli.judging import MEASURES, Judgments, Run, judged, measure, read_qrels, read_queries
 from shoal.cli.options import AsJson, Endpoint, IndexName, Timeout, connected
-from shoal.cli.output import CliError, note, print_json, print_table, say
+from shoal.cli.output import print_json, print_table, say
 from shoal.cli.progress import Advance, progress
 
 if TYPE_CHECKING:
     from shoal.client import Client, SearchRequest
-    from shoal.v1.search_pb2 import SearchError, SearchResponse
+    from shoal.v1.search_pb2 import SearchResponse
 
 # Searches in a call: enough to fill the encoder's batches. Reranking takes about a tenth of a
 # second each on two cores, and what waits too long is cut: a few at a time keep it busy.
@@ -27,10 +28,6 @@ RERANKED_BATCH: Final = 4
 # Calls at a time.
 CALLS: Final = 4
 RERANKED_CALLS: Final = 2
-# A search that was refused for overload, or met a service that was away, is sent again so often.
-ATTEMPTS: Final = 6
-PAUSE_S: Final = 0.5
-_RETRIABLE: Final = (8, 14)  # RESOURCE_EXHAUSTED, UNAVAILABLE in google.rpc.Code.
 
 
 @dataclass(frozen=True)
@@ -208,14 +205,14 @@ def _rank_all(
         for query_id, text in queries.items()
     }
 
-    def ask(query_ids: Sequence[str]) -> dict[str, SearchResponse]:
+    def answer(query_ids: Sequence[str]) -> dict[str, SearchResponse]:
         searches = [requests[query_id] for query_id in query_ids]
-        return dict(zip(query_ids, _ask(client, searches, timeout_s), strict=True))
+        return dict(zip(query_ids, ask(client, searches, timeout_s), strict=True))
 
     batch, calls_at_a_time = (RERANKED_BATCH, RERANKED_CALLS) if way.rerank else (BATCH, CALLS)
     with ThreadPoolExecutor(calls_at_a_time) as pool:
         calls: list[Future[dict[str, SearchResponse]]] = [
-            pool.submit(ask, each) for each in _batches(requests, batch)
+            pool.submit(answer, each) for each in _batches(requests, batch)
         ]
         try:
             for call in calls:
@@ -242,29 +239,3 @@ def _batches(requests: Mapping[str, SearchRequest], size: int) -> Iterator[list[
     query_ids = iter(requests)
     while batch := list(islice(query_ids, size)):
         yield batch
-
-
-def _ask(
-    client: Client, searches: Sequence[SearchRequest], timeout_s: float
-) -> list[SearchResponse]:
-    """Ask many; send again what was refused for a reason that passes. Raises CliError."""
-    answers: dict[int, SearchResponse] = {}
-    failed: dict[int, SearchError] = {}
-    for attempt in range(ATTEMPTS):
-        if attempt:
-            time.sleep(PAUSE_S * attempt)
-        open_ = [at for at in range(len(searches)) if at not in answers]
-        results = client.batch_search([searches[at] for at in open_], timeout_s=timeout_s).results
-        failed = {}
-        for at, result in zip(open_, results, strict=True):
-            if result.HasField("response"):
-                answers[at] = result.response
-            else:
-                failed[at] = result.error
-        if not failed:
-            return [answers[at] for at in range(len(searches))]
-        if any(error.code not in _RETRIABLE for error in failed.values()):
-            break
-        note(f"{len(failed)} searches are asked again: {next(iter(failed.values())).message}")
-    at, error = next(iter(failed.items()))
-    raise CliError(f"{searches[at].text[:80]!r} failed: {error.message} [{error.reason}]")

@@ -17,6 +17,8 @@ from shoal.cli import (
     export,
     feedback,
     index,
+    mining,
+    rollout,
     search,
     snapshots,
 )
@@ -48,6 +50,8 @@ app.command()(snapshots.snapshot)
 app.command()(snapshots.restore)
 app.command()(snapshots.snapshots)
 app.command("eval")(evaluation.evaluate)
+app.command()(mining.mine)
+app.command()(rollout.rollout)
 app.add_typer(export.app, name="export")
 app.add_typer(feedback.app, name="feedback")
 app.command()(drift.drift)

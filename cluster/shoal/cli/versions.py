@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -22,7 +23,18 @@ if TYPE_CHECKING:
     from shoal.client import Client
     from shoal.v1.indexes_pb2 import IndexVersion, ListIndexVersionsResponse
 
-COLUMNS: Final = ("version", "state", "kind", "made", "passages", "recall@10", "shards", "MB", "")
+COLUMNS: Final = (
+    "version",
+    "state",
+    "kind",
+    "model",
+    "made",
+    "passages",
+    "recall@10",
+    "shards",
+    "MB",
+    "",
+)
 NUMBERS: Final = ("version", "passages", "recall@10", "shards", "MB")
 # Between two looks at a build.
 POLL_S: Final = 0.5
@@ -42,6 +54,13 @@ def build(
     ] = False,
     recall: Recall = None,
     kind: Kind = None,
+    encoder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="BUNDLE",
+            help="Folder of another encoder, which all machines reach, to encode all passages by.",
+        ),
+    ] = None,
     endpoint: Endpoint = None,
     as_json: AsJson = False,
     timeout: Timeout = 3600.0,
@@ -53,10 +72,11 @@ def build(
             promote=promote,
             recall_target=recall,
             kind=kind_number(kind or "auto"),
-            timeout_s=min(timeout, 30.0),
+            encoder_bundle="" if encoder is None else str(encoder.resolve()),
+            timeout_s=min(timeout, 60.0),
         )
         if wait:
-            version = _wait(client, name, version.number, timeout)
+            version = wait_for_build(client, name, version.number, timeout)
     if as_json:
         print_message(version)
     elif wait:
@@ -72,7 +92,8 @@ def build(
         note(f"`shoal index versions {name}` says how far it is.")
 
 
-def _wait(client: Client, name: str, number: int, timeout_s: float) -> IndexVersion:
+def wait_for_build(client: Client, name: str, number: int, timeout_s: float) -> IndexVersion:
+    """Wait until a version is READY; show how far it is. Raises CliError if it fails."""
     from shoal.cli.progress import progress
     from shoal.v1.indexes_pb2 import IndexVersionState
 
@@ -144,6 +165,7 @@ def _row(version: IndexVersion, found: ListIndexVersionsResponse) -> tuple[objec
         version.number,
         state,
         _kind(version),
+        version.encoder_model,
         version.create_time.ToJsonString()[:19],
         f"{version.passage_count:,}" if ready else "",
         f"{version.recall:.3f}" if ready else "",
@@ -201,7 +223,11 @@ def drop_version(
     as_json: AsJson = False,
     timeout: Timeout = 30.0,
 ) -> None:
-    """Drop a version that does not serve, with its files. Documents stay."""
+    """Drop a version that does not serve, with its files. Documents stay.
+
+    Version 0 stands for the model that the index was made with: it goes with all its versions, once
+    another model serves, and encodes nothing any more.
+    """
     with connected(endpoint) as client:
         client.drop_index_version(name, version, timeout_s=timeout)
     if as_json:

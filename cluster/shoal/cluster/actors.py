@@ -25,10 +25,10 @@ from typing import Any, Final
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from shoal.cluster import local
-from shoal.cluster.builds import Step, StepFailedError
 from shoal.cluster.config import ClusterConfig
 from shoal.cluster.controller_server import ControllerService
 from shoal.cluster.hosting import InstanceDiedError, InstanceSpec, Placed, PortFile, build_host
+from shoal.cluster.steps import Step, StepFailedError, explain, function_of
 from shoal.rpc.server import ServiceHost
 
 _log = logging.getLogger(__name__)
@@ -298,17 +298,15 @@ class RayCluster:
 
 
 def _run_step(step: Step, *arguments: Any) -> tuple[Any, str]:
-    """Run a function of `shoal.shard.build`; return its result, or why it failed."""
-    from shoal.shard import build
-
+    """Run the function of a step; return its result, or why it failed."""
     _log_to_stderr()
     _bound_lance_threads()
     _give_way()
     try:
-        return getattr(build, step)(*arguments), ""
+        return function_of(step)(*arguments), ""
     except Exception as error:  # noqa: BLE001  # whatever it was, the operator is told
         _log.exception("step %s of a build failed", step)
-        return None, build.explain(error)
+        return None, explain(error)
 
 
 def _give_way() -> None:

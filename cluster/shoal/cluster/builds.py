@@ -7,34 +7,42 @@
 One task of the controller's for each build; its steps run where the platform places them. The
 writer's catalogue is the truth about versions: what is known here is how far the builds are that
 this process has begun. A build that the controller does not know was begun by an earlier life of
-it, whose steps died with it; `abandon` has the writer say so.
+it, whose steps died with it; `abandon` has the writer say so. Where another model is to encode the
+passages first, that is done by `passages.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final
 
 import grpc
 from shoal.cluster.config import BuildLimits
 from shoal.cluster.index_plan import Building
+from shoal.cluster.passages import PASSAGES_PART, PassageEncoding
+from shoal.cluster.steps import StepFailedError, StepRunner
 from shoal.internal.v1.topology_pb2 import Build
 from shoal.internal.v1.writer_pb2 import (
+    AdoptVectorsRequest,
     BeginVersionRequest,
     BeginVersionResponse,
     CatalogEntry,
     FinishVersionRequest,
 )
-from shoal.rpc.errors import ServiceError, service_error_of
+from shoal.rpc.errors import InvalidFieldError, ServiceError, service_error_of
 from shoal.rpc.index_goals import target_in_force
-from shoal.shard.build_job import BuildJob, StepProgress, Verified
+from shoal.shard.build_job import PROGRESS, BuildJob, StepProgress, Verified
 from shoal.shard.kind_names import name_of, number_of
 from shoal.v1.errors_pb2 import Reason
 from shoal.v1.indexes_pb2 import BuildProgress, IndexVersion, IndexVersionState
+from shoal.v1.search_pb2 import SearchKind
+from shoal.writer.config import WriterSettings
+from shoal.writer.encoding_job import BundleFacts, EncodingJob
 
 if TYPE_CHECKING:
     from shoal.internal.v1.writer_pb2_grpc import WriterServiceAsyncStub
@@ -42,13 +50,14 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 WRITER_TIMEOUT_S: Final = 10.0
+# For vectors of many passages, which are written into the table's files.
+ADOPT_TIMEOUT_S: Final = 3600.0
 # Between two attempts to tell the writer how a build ended: it may be restarting, or its disk full.
 TELL_AGAIN_S: Final = 1.0
 # Parts of a build's time that training and encoding take, for want of better: 500,000 vectors.
 _TRAINING_PART: Final = 0.4
 _ENCODING_PART: Final = 0.5
 
-Step = Literal["train", "encode", "verify", "discard"]
 # Answers for which telling the writer again does not help: somebody else has decided meanwhile.
 _DECIDED: Final = frozenset(
     {
@@ -59,18 +68,6 @@ _DECIDED: Final = frozenset(
 )
 
 
-class StepFailedError(Exception):
-    """A step that failed for good; the message says why, for an operator."""
-
-
-class StepRunner(Protocol):
-    """What runs steps: functions of `shoal.shard.build`, each in a process of its own."""
-
-    async def run_step(self, step: Step, *arguments: Any) -> Any:
-        """Run a step on some machine. Raises StepFailedError."""
-        ...
-
-
 @dataclass(frozen=True)
 class _Running:
     """A build that runs."""
@@ -78,6 +75,8 @@ class _Running:
     number: int
     # None until the writer has given it a number.
     job: BuildJob | None = None
+    # Set where another model is to encode the passages first.
+    passages: PassageEncoding | None = None
 
 
 class Builds:
@@ -91,8 +90,15 @@ class Builds:
         *,
         clock: Callable[[], float],
         on_entry: Callable[[CatalogEntry], None],
+        reading: WriterSettings,
+        train_at_passages: int,
     ) -> None:
-        """writer: raises ServiceError while there is none. on_entry: told what the writer has."""
+        """writer: raises ServiceError while there is none. on_entry: told what the writer has.
+
+        reading: how the writer shows passages to encoders. train_at_passages: below so many, a
+        version of another model is searched exactly.
+        """
+        self._reading, self._train_at_passages = reading, train_at_passages
         self._limits, self._runner, self._writer = limits, runner, writer
         self._clock, self._on_entry = clock, on_entry
         self._running: dict[str, _Running] = {}
@@ -114,40 +120,96 @@ class Builds:
         promote: bool,
         recall_target: float = 0.0,
         kind: int = 0,
+        encoder_bundle: str = "",
     ) -> IndexVersion:
         """Begin a build, and return its version. Raises ServiceError.
 
-        recall_target, kind: as the protos number it; 0 means the index's.
+        recall_target, kind: as the protos number it; 0 means the index's. encoder_bundle: of the
+        model that is to encode it; empty means the one in force.
         """
+        facts = await self._facts(encoder_bundle)
+        if kind == SearchKind.SEARCH_KIND_EXACT and facts.model in ("", entry.encoder_model):
+            raise InvalidFieldError(
+                "kind", "is EXACT: version 0 is exact search by the index's own model: promote that"
+            )
         uid = entry.uid
         mine = uid not in self._running
         if mine:
             self._running[uid] = _Running(0)
         try:
-            response = await self._begin(BeginVersionRequest(uid=uid, promote=promote))
+            response = await self._begin(
+                BeginVersionRequest(
+                    uid=uid,
+                    promote=promote,
+                    encoder_model=facts.model,
+                    encoder_bundle=encoder_bundle,
+                    dimension=facts.dimension,
+                )
+            )
         except BaseException:
             if mine:
                 del self._running[uid]
             raise
+        version = _find(response.entry, response.version)
         job = BuildJob(
             table_uri=entry.table_uri,
             folder=response.folder,
             index_uid=uid,
             index_version=response.version,
             shard_count=shard_count,
-            dimension=entry.dimension,
-            encoder_model=response.entry.encoder_model,
+            dimension=version.dimension or entry.dimension,
+            encoder_model=version.encoder_model,
+            encoder_bundle=version.encoder_bundle,
             recall_target=target_in_force(recall_target or response.entry.recall_target),
             threads=self._limits.threads,
             kind=name_of(kind or response.entry.kind),
             memory_bytes=self._limits.memory_bytes,
+            exact_below=self._exact_below(version, kind),
         )
-        self._running[uid] = _Running(response.version, job)
+        passages = self._passages(job, response.vectors_folder)
+        self._running[uid] = _Running(response.version, job, passages)
         self._failed.pop(uid, None)
         self._on_entry(response.entry)
         _log.info("version %d of %s is being built", response.version, entry.name)
-        self._spawn(self._build(entry.name, job))
-        return _find(response.entry, response.version)
+        self._spawn(self._build(entry.name, job, passages))
+        return version
+
+    async def _facts(self, bundle: str) -> BundleFacts:
+        """What a bundle makes, as a machine that builds reads it. Raises InvalidFieldError."""
+        if not bundle:
+            return BundleFacts("", 0)
+        try:
+            facts: BundleFacts = await self._runner.run_step("inspect_bundle", bundle)
+        except StepFailedError as error:
+            raise InvalidFieldError("encoder_bundle", f"cannot be used: {error}") from error
+        return facts
+
+    def _exact_below(self, version: IndexVersion, kind: int) -> int:
+        """Passages below which a version is searched exactly: only where version 0 cannot be.
+
+        kind: that was asked for, as the protos number it; 0 if none was.
+        """
+        if not version.encoder_bundle:
+            return 0
+        if kind == SearchKind.SEARCH_KIND_EXACT:
+            return sys.maxsize
+        return self._train_at_passages if kind == 0 else 0
+
+    def _passages(self, job: BuildJob, vectors_folder: str) -> PassageEncoding | None:
+        if not job.encoder_bundle:
+            return None
+        reading = self._reading
+        encoding = EncodingJob(
+            table_uri=job.table_uri,
+            model=job.encoder_model,
+            bundle=job.encoder_bundle,
+            vectors_folder=vectors_folder,
+            progress_folder=str(Path(job.folder) / PROGRESS),
+            tokenizer="" if reading.tokenizer is None else str(reading.tokenizer),
+            title_tokens=reading.title_tokens,
+            title_chars=reading.passage_chars,
+        )
+        return PassageEncoding(encoding, self._runner, self._encoding, self._clock)
 
     def start_by_itself(self, entry: CatalogEntry, shard_count: int) -> None:
         """Begin the first build of an index that has grown large enough, and promote it."""
@@ -187,7 +249,7 @@ class Builds:
             Build(
                 index_uid=uid,
                 version=each.number,
-                progress=await asyncio.to_thread(_progress_of, each.job),
+                progress=await asyncio.to_thread(_progress_of, each.job, each.passages),
             )
             for uid, each in running
             if each.job is not None
@@ -208,10 +270,12 @@ class Builds:
             require_running()  # The writer's channel was closed under the call: it moved.
             raise not_ready("the writer has just moved: look whether the build began") from None
 
-    async def _build(self, name: str, job: BuildJob) -> None:
+    async def _build(self, name: str, job: BuildJob, passages: PassageEncoding | None) -> None:
         number, uid = job.index_version, job.index_uid
         codebook_uri = ""
         try:
+            if passages is not None:
+                await passages.run(lambda: self._adopt(uid, number))
             verified = await self._run_steps(job)
             ended, codebook_uri = _success(job, verified), verified.codebook_uri
         except Exception as error:  # noqa: BLE001  # whatever it was, it is shown
@@ -229,8 +293,29 @@ class Builds:
         finally:
             del self._running[uid]
 
+    async def _adopt(self, uid: str, number: int) -> int:
+        """Have the writer take what was encoded; returns how many passages have no vector yet."""
+        request = AdoptVectorsRequest(uid=uid, version=number)
+        while True:
+            try:
+                response = await self._writer().AdoptVectors(request, timeout=ADOPT_TIMEOUT_S)
+            except grpc.aio.AioRpcError as error:
+                if error.code() in _DECIDED:
+                    raise StepFailedError(str(error.details())) from error
+                _log.warning("the writer cannot take vectors yet: %s", error.details())
+            except ServiceError as error:
+                _log.info("the writer is away: %s", error)
+            except asyncio.CancelledError:
+                require_running()  # The writer's channel was closed under the call: it moved.
+            else:
+                return int(response.missing)
+            await asyncio.sleep(TELL_AGAIN_S)
+
     async def _run_steps(self, job: BuildJob) -> Verified:
         async with self._alone:
+            if job.exact_below and not await self._runner.run_step("needs_codebook", job):
+                counted: Verified = await self._runner.run_step("count", job)
+                return counted
             await self._runner.run_step("train", job)
         await self._encode(job)
         async with self._alone:
@@ -321,7 +406,17 @@ def _failure(number: int, message: str) -> IndexVersion:
     return IndexVersion(number=number, state=state, message=message)
 
 
-def _progress_of(job: BuildJob) -> BuildProgress:
+def _progress_of(job: BuildJob, passages: PassageEncoding | None) -> BuildProgress:
+    progress = _steps_progress(job)
+    if passages is None:
+        return progress
+    if not passages.done:
+        return passages.progress()
+    progress.done = PASSAGES_PART + (1 - PASSAGES_PART) * progress.done
+    return progress
+
+
+def _steps_progress(job: BuildJob) -> BuildProgress:
     folder = Path(job.folder)
     stage, trained = StepProgress(folder, "train").read()
     encoded = [

@@ -193,6 +193,10 @@ class ClusterConfig(_Frozen):
     """Settings of the writer (services/shoal/writer/config.py)."""
     broker: dict[str, Any] = Field(default_factory=dict)
     """Settings of the brokers (services/shoal/broker/config.py)."""
+    further_encoders: int | None = Field(default=None, ge=1, le=256)
+    """Processes that turn text into vectors for each model beside the one that `encoder` declares:
+    those of index versions that were built with another bundle. Each has the threads and the memory
+    of a declared one. None: as many as `scale.encoders`."""
     train_at_passages: int = Field(default=20_000, ge=1_000)
     """Passages from which an index gets a codebook and is searched by IVF-PQ instead of exactly.
     Below about twenty thousand, exact search is as fast and loses nothing."""

@@ -19,11 +19,12 @@ from shoal.cluster.index_plan import (
     Growth,
     Standby,
     build_due,
+    further_bundles,
     interrupted_build,
     plan_index,
     serves,
 )
-from shoal.cluster.placement import wanted_instances
+from shoal.cluster.placement import further_encoders, is_declared_encoder, wanted_instances
 from shoal.internal.v1.topology_pb2 import IndexPlacement, PublishTopologyResponse, Topology
 from shoal.internal.v1.writer_pb2 import CatalogEntry
 from shoal.v1.cluster_pb2 import Instance, InstanceState, Role
@@ -105,6 +106,8 @@ class Create:
 
     id: str
     role: Role.ValueType
+    bundle: str = ""
+    """Of an encoder that is to serve another model than the declared one."""
 
 
 @dataclass(frozen=True)
@@ -148,12 +151,15 @@ def plan(
     """
     paused = now_s - memory.planned_s > SILENT_S
     memory = replace(memory, planned_s=now_s, awake_s=now_s if paused else memory.awake_s)
-    wanted = wanted_instances(config, memory.scale)
+    further = _further_encoders(config, memory, observed)
+    wanted = wanted_instances(config, memory.scale) | dict.fromkeys(further, Role.ROLE_ENCODER)
     indexes = _plan_indexes(config, memory, observed, now_s)
     draining = _plan_draining(wanted, indexes, memory, observed, now_s)
     growth = _watch_growth(memory, observed, now_s)
     actions: list[Action] = [
-        Create(id_, role) for id_, role in wanted.items() if id_ not in observed.instances
+        Create(id_, role, further.get(id_, ""))
+        for id_, role in wanted.items()
+        if id_ not in observed.instances
     ]
     actions += _plan_removals(memory, observed, draining, now_s)
     actions += [
@@ -177,7 +183,8 @@ def plan(
 def problems(config: ClusterConfig, memory: Memory, observed: Observed, now_s: float) -> list[str]:
     """Say what differs from what is declared, a sentence each. Empty if the cluster is whole."""
     found = []
-    wanted = wanted_instances(config, memory.scale)
+    further = _further_encoders(config, memory, observed)
+    wanted = wanted_instances(config, memory.scale) | dict.fromkeys(further, Role.ROLE_ENCODER)
     for id_ in wanted:
         seen = observed.instances.get(id_)
         if seen is None or not seen.address:
@@ -300,6 +307,28 @@ def _kept(memory: Memory, observed: Observed) -> Mapping[str, IndexScale]:
     return {uid: scale for uid, scale in memory.index_scales.items() if uid in uids}
 
 
+def _further_encoders(config: ClusterConfig, memory: Memory, observed: Observed) -> dict[str, str]:
+    """The encoders of models that only some versions of indexes have, and the bundle of each."""
+    if observed.catalogue is None:  # Not known yet: those that are there stay.
+        return {
+            id_: ""
+            for id_, seen in observed.instances.items()
+            if seen.role == Role.ROLE_ENCODER and not is_declared_encoder(id_)
+        }
+    bundles = further_bundles(observed.catalogue)
+    bundles.pop(_default_model(memory, observed), None)  # The declared ones do it.
+    return further_encoders(config, memory.scale, bundles)
+
+
+def _default_model(memory: Memory, observed: Observed) -> str:
+    """The declared encoders' model, as they say; what was known before while none is there."""
+    for id_, seen in sorted(observed.instances.items()):
+        is_encoder = seen.role == Role.ROLE_ENCODER and is_declared_encoder(id_)
+        if is_encoder and seen.answer is not None and seen.answer.model:
+            return seen.answer.model
+    return memory.topology.default_encoder_model
+
+
 def _plan_draining(
     wanted: Mapping[str, Role.ValueType],
     indexes: Sequence[IndexPlacement],
@@ -363,6 +392,7 @@ def _assemble(
         epoch=memory.topology.epoch,
         indexes=indexes,
         desired=memory.scale.to_proto(),
+        default_encoder_model=_default_model(memory, observed),
         instances=[
             _instance_of(seen, id_ in draining, now_s)
             for id_, seen in sorted(observed.instances.items())

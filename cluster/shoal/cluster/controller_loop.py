@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 import grpc
-from shoal.cluster.builds import Builds, StepRunner, not_ready, require_running
+from shoal.cluster.builds import Builds, not_ready, require_running
 from shoal.cluster.config import ClusterConfig, IndexScale, Scale
 from shoal.cluster.controller import (
     Abandon,
@@ -36,8 +36,9 @@ from shoal.cluster.hosting import InstanceSpec, Placed, instance_spec
 from shoal.cluster.lag import ShardLag
 from shoal.cluster.minder import Minder
 from shoal.cluster.placement import WRITER
-from shoal.cluster.roles import resources_for, role_of
+from shoal.cluster.roles import resources_for, role_of, settings_for
 from shoal.cluster.state_file import StateFile
+from shoal.cluster.steps import StepRunner
 from shoal.internal.v1.topology_pb2 import Build, Topology
 from shoal.internal.v1.writer_pb2 import CatalogEntry, ListTablesRequest
 from shoal.internal.v1.writer_pb2_grpc import WriterServiceStub
@@ -45,6 +46,7 @@ from shoal.rpc.errors import ServiceError
 from shoal.v1.cluster_pb2 import Instance, InstanceState, Role
 from shoal.v1.errors_pb2 import Reason
 from shoal.v1.indexes_pb2 import IndexVersion
+from shoal.writer.config import WriterSettings
 
 if TYPE_CHECKING:
     from shoal.internal.v1.writer_pb2_grpc import WriterServiceAsyncStub
@@ -107,7 +109,13 @@ class ControllerLoop:
         self._minders: dict[str, Minder] = {}
         self._catalogue: list[CatalogEntry] | None = None
         self._builds = Builds(
-            config.build, platform, self._writer, clock=clock, on_entry=self._take_entry
+            config.build,
+            platform,
+            self._writer,
+            clock=clock,
+            on_entry=self._take_entry,
+            reading=WriterSettings(**settings_for(config, Role.ROLE_WRITER, WRITER, home)),
+            train_at_passages=config.train_at_passages,
         )
         self._failed_starts: dict[str, tuple[float, str]] = {}
         self._self = Instance()
@@ -161,11 +169,17 @@ class ControllerLoop:
         return self._memory.scale
 
     async def start_build(
-        self, name: str, *, promote: bool, recall_target: float = 0.0, kind: int = 0
+        self,
+        name: str,
+        *,
+        promote: bool,
+        recall_target: float = 0.0,
+        kind: int = 0,
+        encoder_bundle: str = "",
     ) -> IndexVersion:
         """Begin to build a version of an index. Raises ServiceError.
 
-        recall_target, kind: 0 means the index's.
+        recall_target, kind: 0 means the index's. encoder_bundle: empty means the model in force.
         """
         await self._read_catalogue()
         if self._catalogue is None:
@@ -178,6 +192,7 @@ class ControllerLoop:
                     promote=promote,
                     recall_target=recall_target,
                     kind=kind,
+                    encoder_bundle=encoder_bundle,
                 )
         raise ServiceError(
             Reason.REASON_INDEX_NOT_FOUND, f"there is no index {name!r}: create it first"
@@ -353,7 +368,7 @@ class ControllerLoop:
                 self._builds.abandon(entry, number)
 
     def _create(self, action: Create) -> None:
-        spec = instance_spec(self._config, action.id, action.role, self._home)
+        spec = instance_spec(self._config, action.id, action.role, self._home, bundle=action.bundle)
         placed = self._platform.create(spec, resources_for(self._config, action.role))
         _log.info("%s is placed", action.id)
         self._mind(action.id, action.role, placed)

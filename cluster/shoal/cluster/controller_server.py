@@ -143,6 +143,7 @@ class ControllerService(ControllerServiceServicer):
             promote=request.promote,
             recall_target=request.recall_target,
             kind=request.kind,
+            encoder_bundle=request.encoder_bundle,
         )
         return StartBuildResponse(version=version)
 

@@ -78,9 +78,9 @@ class PortFile:
 
 
 def instance_spec(
-    config: ClusterConfig, instance_id: str, role: Role.ValueType, home: Path
+    config: ClusterConfig, instance_id: str, role: Role.ValueType, home: Path, bundle: str = ""
 ) -> InstanceSpec:
-    """Say how an instance is to be started."""
+    """Say how an instance is to be started. bundle: as for `settings_for`."""
     is_broker = role == Role.ROLE_BROKER
     return InstanceSpec(
         id=instance_id,
@@ -88,5 +88,5 @@ def instance_spec(
         host=config.listen_host,
         port=broker_port(config, instance_id) if is_broker else 0,
         state_folder=str(home / "run"),
-        settings=settings_for(config, role, instance_id, home),
+        settings=settings_for(config, role, instance_id, home, bundle),
     )

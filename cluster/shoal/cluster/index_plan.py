@@ -24,6 +24,7 @@ from shoal.cluster.placement import place
 from shoal.internal.v1.topology_pb2 import IndexPlacement, Layout, PublishTopologyResponse
 from shoal.internal.v1.writer_pb2 import CatalogEntry
 from shoal.v1.indexes_pb2 import IndexVersionState
+from shoal.v1.search_pb2 import SearchKind
 
 # A first version is built when an index has stopped growing: a codebook fits the data it has seen.
 SETTLED_S: Final = 5.0
@@ -73,9 +74,13 @@ def build_due(
     train_at_passages: int,
     now_s: float,
 ) -> bool:
-    """True if the index should get its first version now."""
-    ended = (IndexVersionState.INDEX_VERSION_STATE_FAILED,)
-    if entry.index_version > 0 or any(each.state not in ended for each in entry.versions):
+    """True if the index should get its first codebook now.
+
+    A version of another model that is searched exactly has none, as version 0.
+    """
+    failed, exact = IndexVersionState.INDEX_VERSION_STATE_FAILED, SearchKind.SEARCH_KIND_EXACT
+    others = [each for each in entry.versions if each.state != failed and each.kind != exact]
+    if entry.codebook_uri or others:
         return False
     if entry.row_count < train_at_passages:
         return False
@@ -119,13 +124,17 @@ def plan_index(
         fields=entry.fields,
         feedback_disabled=entry.feedback_disabled,
     )
-    wanted = place(scale, index_version=entry.index_version, codebook_uri=entry.codebook_uri)
+    wanted = layout_of(entry, scale, entry.index_version)
+    if entry.HasField("rollout") and entry.rollout.candidate_version != entry.index_version:
+        index.rollout.CopyFrom(entry.rollout)
+        index.candidate.CopyFrom(layout_of(entry, scale, entry.rollout.candidate_version))
     if before is None or not before.HasField("serving"):
         # The first time, an answer from one replica of each shard is better than none.
         field = index.serving if serves(wanted, entry.uid, answers) else index.preparing
         field.CopyFrom(wanted)
         return index
-    if before.serving == wanted or _is_ready(wanted, entry.uid, answers):
+    can_take_over = _is_ready(wanted, entry.uid, answers) and is_encoded(wanted, answers)
+    if before.serving == wanted or can_take_over:
         index.serving.CopyFrom(wanted)
     else:
         index.serving.CopyFrom(before.serving)
@@ -150,7 +159,41 @@ def _standby(
     if now.HasField("preparing"):
         return replaced
     # It follows the number of shards, but only once the version that serves has done so.
-    return place(scale, index_version=replaced.index_version, codebook_uri=replaced.codebook_uri)
+    return layout_of(entry, scale, replaced.index_version, replaced.codebook_uri)
+
+
+def layout_of(entry: CatalogEntry, scale: Scale, number: int, codebook_uri: str = "") -> Layout:
+    """The layout of a version of an index.
+
+    codebook_uri: known otherwise, if the catalogue says nothing of it.
+    """
+    if number == entry.index_version:
+        codebook_uri = entry.codebook_uri
+    further = [each for each in entry.versions if each.number == number and each.encoder_bundle]
+    return place(
+        scale,
+        index_version=number,
+        codebook_uri=entry.codebook_uris.get(number, codebook_uri),
+        encoder_model=further[0].encoder_model if further else "",
+        dimension=further[0].dimension if further else 0,
+    )
+
+
+def is_encoded(layout: Layout, answers: Mapping[str, PublishTopologyResponse]) -> bool:
+    """True if an encoder answers that can encode the queries of a layout of another model."""
+    model = layout.encoder_model
+    return not model or any(answer.model == model for answer in answers.values())
+
+
+def further_bundles(catalogue: Iterable[CatalogEntry]) -> dict[str, str]:
+    """The bundle of each model that a version has, beside those that indexes were made with."""
+    failed = IndexVersionState.INDEX_VERSION_STATE_FAILED
+    return {
+        version.encoder_model: version.encoder_bundle
+        for entry in catalogue
+        for version in entry.versions
+        if version.encoder_bundle and version.state != failed
+    }
 
 
 def _is_ready(layout: Layout, uid: str, answers: Mapping[str, PublishTopologyResponse]) -> bool:

@@ -41,7 +41,7 @@ def _held(topology: Topology) -> set[tuple[str, str, int, int, int]]:
     return {
         (placement.shard_server, index.uid, layout.index_version, layout.shard_count, shard)
         for index in topology.indexes
-        for layout in (index.serving, index.preparing, index.standby)
+        for layout in (index.serving, index.preparing, index.standby, index.candidate)
         for placement in layout.placements
         for shard in placement.shards
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from shoal.cluster.config import ClusterConfig, Scale
@@ -36,18 +37,50 @@ def wanted_instances(config: ClusterConfig, scale: Scale) -> dict[str, Role.Valu
     return wanted
 
 
+def further_encoders(
+    config: ClusterConfig, scale: Scale, bundles: Mapping[str, str]
+) -> dict[str, str]:
+    """List the encoders of models beside the declared one, by id, and the bundle of each.
+
+    bundles: of each model, `name@fingerprint`.
+    """
+    count = config.further_encoders or scale.encoders
+    return {
+        f"encoder-{model.rpartition('@')[2]}-{number}": bundle
+        for model, bundle in sorted(bundles.items())
+        for number in range(count)
+    }
+
+
+def is_declared_encoder(instance_id: str) -> bool:
+    """True for an encoder of the declared model: `encoder-0` and not `encoder-<fingerprint>-0`."""
+    return instance_id.removeprefix("encoder-").isdecimal()
+
+
 def broker_port(config: ClusterConfig, instance_id: str) -> int:
     """The declared port of a broker: callers know it, so it is not left to chance."""
     return config.broker_port + int(instance_id.rpartition("-")[2])
 
 
-def place(scale: Scale, *, index_version: int, codebook_uri: str) -> Layout:
+def place(
+    scale: Scale,
+    *,
+    index_version: int,
+    codebook_uri: str,
+    encoder_model: str = "",
+    dimension: int = 0,
+) -> Layout:
     """Divide an index over the shard servers: every replica set holds all shards.
 
     Neighbouring shards lie on one server, so that halving or doubling their number moves few.
+    encoder_model, dimension: of the version, where they are not those of the index.
     """
     layout = Layout(
-        index_version=index_version, codebook_uri=codebook_uri, shard_count=scale.shards
+        index_version=index_version,
+        codebook_uri=codebook_uri,
+        shard_count=scale.shards,
+        encoder_model=encoder_model,
+        dimension=dimension,
     )
     servers = min(scale.shard_servers, scale.shards)
     for replica in range(scale.replicas):

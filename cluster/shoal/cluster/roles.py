@@ -83,9 +83,12 @@ def build_service(role: Role.ValueType, settings: dict[str, Any], instance_id: s
 
 
 def settings_for(
-    config: ClusterConfig, role: Role.ValueType, instance_id: str, home: Path
+    config: ClusterConfig, role: Role.ValueType, instance_id: str, home: Path, further: str = ""
 ) -> dict[str, Any]:
-    """A role's settings: what the cluster knows, then what the operator declared."""
+    """A role's settings: what the cluster knows, then what the operator declared.
+
+    further: the bundle of an encoder that is to serve another model than the declared one.
+    """
     data = config.data or str(home / "data")
     provided: dict[str, Any]
     match role:
@@ -119,7 +122,7 @@ def settings_for(
             }
     section = ROLES[role].section
     declared = {} if section == "redis" else getattr(config, section)
-    return provided | declared
+    return provided | declared | ({"bundle": further} if further else {})
 
 
 def resources_for(config: ClusterConfig, role: Role.ValueType) -> dict[str, float]:

@@ -18,9 +18,16 @@ from typing import Any, Self, TypeVar
 import grpc
 from shoal.client import _requests as requests
 from shoal.client._async_upsert import AsyncUpsertStream
-from shoal.client._channel import DEFAULT_ENDPOINT, Options, channel_options, target_of
+from shoal.client._channel import (
+    DEFAULT_ENDPOINT,
+    Options,
+    caller_metadata,
+    channel_options,
+    target_of,
+)
 from shoal.client._errors import error_of
 from shoal.client._feedback import AsyncFeedbackCalls
+from shoal.client._rollouts import AsyncRolloutCalls
 from shoal.client._snapshots import AsyncSnapshotCalls
 from shoal.client._upsert import (
     LostStreamError,
@@ -70,7 +77,7 @@ _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
 
 
-class AsyncClient(AsyncSnapshotCalls, AsyncFeedbackCalls):
+class AsyncClient(AsyncRolloutCalls, AsyncSnapshotCalls, AsyncFeedbackCalls):
     """Talks to one broker or several."""
 
     def __init__(
@@ -79,6 +86,7 @@ class AsyncClient(AsyncSnapshotCalls, AsyncFeedbackCalls):
         *,
         credentials: grpc.ChannelCredentials | None = None,
         wait_for_ready: bool = False,
+        caller: str = "",
         options: Options = (),
     ) -> None:
         """Connects on first use, and again by itself. To be made where an event loop runs.
@@ -86,7 +94,9 @@ class AsyncClient(AsyncSnapshotCalls, AsyncFeedbackCalls):
         endpoints: `host:port` of a broker, or of several, which are used in turn. credentials: for
         TLS; None is plain text. wait_for_ready: True has calls wait, within their deadlines, for a
         broker that is not there yet; False has them fail with UnavailableError after some retries.
-        options: gRPC channel arguments that win over the client's own.
+        caller: names this caller, so that it stays on one side while a version is rolled out to a
+        part of all callers; without it the address does. options: gRPC channel arguments that win
+        over the client's own.
         """
         target, arguments = target_of(endpoints), channel_options(options)
         self._channel = (
@@ -95,6 +105,7 @@ class AsyncClient(AsyncSnapshotCalls, AsyncFeedbackCalls):
             else grpc.aio.secure_channel(target, credentials, arguments)
         )
         self._wait_for_ready = wait_for_ready
+        self._metadata = caller_metadata(caller)
         self._search = SearchServiceStub(self._channel)
         self._documents = DocumentServiceStub(self._channel)
         self._indexes = IndexServiceStub(self._channel)
@@ -119,7 +130,12 @@ class AsyncClient(AsyncSnapshotCalls, AsyncFeedbackCalls):
         timeout_s: float,
     ) -> _Response:
         try:
-            return await method(request, timeout=timeout_s, wait_for_ready=self._wait_for_ready)
+            return await method(
+                request,
+                timeout=timeout_s,
+                metadata=self._metadata,
+                wait_for_ready=self._wait_for_ready,
+            )
         except grpc.aio.AioRpcError as error:
             raise error_of(error) from error
 
@@ -141,6 +157,7 @@ class AsyncClient(AsyncSnapshotCalls, AsyncFeedbackCalls):
         hybrid: bool = True,
         lexical_weight: float | None = None,
         no_feedback: bool = False,
+        index_version: int | None = None,
         timeout_s: float = 10.0,
     ) -> SearchResponse:
         """Rank the passages of an index for a question, or for a vector.
@@ -164,6 +181,7 @@ class AsyncClient(AsyncSnapshotCalls, AsyncFeedbackCalls):
             hybrid=hybrid,
             lexical_weight=lexical_weight,
             no_feedback=no_feedback,
+            index_version=index_version,
         )
         return await self._call(self._search.Search, request, timeout_s)
 
@@ -330,15 +348,21 @@ class AsyncClient(AsyncSnapshotCalls, AsyncFeedbackCalls):
         promote: bool = False,
         recall_target: float | None = None,
         kind: SearchKind.ValueType = SearchKind.SEARCH_KIND_UNSPECIFIED,
+        encoder_bundle: str = "",
         timeout_s: float = 10.0,
     ) -> IndexVersion:
         """Begin to build a version of an index, beside the one that serves; return it.
 
         promote: make it serve once it is ready. `index_versions` says how far it is.
-        recall_target, kind: those of the index, unless they are given.
+        recall_target, kind: those of the index, unless they are given. encoder_bundle: folder of
+        the bundle that is to encode it, which all machines reach; empty: the model that serves.
         """
         request = BuildIndexVersionRequest(
-            name=name, promote=promote, recall_target=recall_target, kind=kind
+            name=name,
+            promote=promote,
+            recall_target=recall_target,
+            kind=kind,
+            encoder_bundle=encoder_bundle,
         )
         return (await self._call(self._indexes.BuildIndexVersion, request, timeout_s)).version
 

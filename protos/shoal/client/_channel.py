@@ -47,6 +47,9 @@ _OPTIONS: Final[dict[str, Any]] = {
     "grpc.enable_retries": 1,
 }
 
+# Of the metadata of a call.
+_CALLER_KEY: Final = "shoal-caller"
+
 
 def channel_options(extra: Options = ()) -> list[tuple[str, Any]]:
     """The options of a channel; `extra` wins over ours."""
@@ -104,3 +107,8 @@ def _resolve(endpoint: str) -> str:
     # IPv4 first: what listens on `localhost` listens there.
     family, _, _, _, address = min(found, key=lambda each: each[0] != socket.AF_INET)
     return f"{address[0]}:{port}" if family == socket.AF_INET else f"[{address[0]}]:{port}"
+
+
+def caller_metadata(caller: str) -> tuple[tuple[str, str], ...] | None:
+    """What tells a broker who calls; None if that is not said."""
+    return ((_CALLER_KEY, caller),) if caller else None

@@ -73,6 +73,7 @@ def search_request(
     hybrid: bool = True,
     lexical_weight: float | None = None,
     no_feedback: bool = False,
+    index_version: int | None = None,
 ) -> SearchRequest:
     """One search: what `Client.search` sends, and what `Client.batch_search` takes many of.
 
@@ -84,6 +85,7 @@ def search_request(
     hybrid: whether the words of a question count beside its vector. lexical_weight: how much, 0 to
     1, where 1 is words alone; None means the cluster's default. no_feedback: keep nothing of this
     search to learn from.
+    index_version: search in this version, which must be loaded; None means the one that serves.
     What each field means is written in `shoal/v1/search.proto`.
     """
     request = SearchRequest(
@@ -98,6 +100,7 @@ def search_request(
         filter=filter,
         no_feedback=no_feedback,
         group=None if hits_per_document is None else Group(per_document=hits_per_document),
+        index_version=index_version,
     )
     if not hybrid or lexical_weight is not None:
         request.hybrid.CopyFrom(Hybrid(disabled=not hybrid, lexical_weight=lexical_weight))

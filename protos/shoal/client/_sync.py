@@ -11,9 +11,16 @@ from typing import Any, Self, TypeAlias, TypeVar
 
 import grpc
 from shoal.client import _requests as requests
-from shoal.client._channel import DEFAULT_ENDPOINT, Options, channel_options, target_of
+from shoal.client._channel import (
+    DEFAULT_ENDPOINT,
+    Options,
+    caller_metadata,
+    channel_options,
+    target_of,
+)
 from shoal.client._errors import ShoalError, error_of
 from shoal.client._feedback import FeedbackCalls
+from shoal.client._rollouts import RolloutCalls
 from shoal.client._snapshots import SnapshotCalls
 from shoal.client._upsert import (
     CLOSE_S,
@@ -73,7 +80,7 @@ _UpsertMethod: TypeAlias = (
 )
 
 
-class Client(SnapshotCalls, FeedbackCalls):
+class Client(RolloutCalls, SnapshotCalls, FeedbackCalls):
     """Talks to one broker or several."""
 
     def __init__(
@@ -82,6 +89,7 @@ class Client(SnapshotCalls, FeedbackCalls):
         *,
         credentials: grpc.ChannelCredentials | None = None,
         wait_for_ready: bool = False,
+        caller: str = "",
         options: Options = (),
     ) -> None:
         """Connects on first use, and again by itself.
@@ -89,7 +97,9 @@ class Client(SnapshotCalls, FeedbackCalls):
         endpoints: `host:port` of a broker, or of several, which are used in turn. credentials: for
         TLS; None is plain text. wait_for_ready: True has calls wait, within their deadlines, for a
         broker that is not there yet; False has them fail with UnavailableError after some retries.
-        options: gRPC channel arguments that win over the client's own.
+        caller: names this caller, so that it stays on one side while a version is rolled out to a
+        part of all callers; without it the address does. options: gRPC channel arguments that win
+        over the client's own.
         """
         target, arguments = target_of(endpoints), channel_options(options)
         self._channel = (
@@ -98,6 +108,7 @@ class Client(SnapshotCalls, FeedbackCalls):
             else grpc.secure_channel(target, credentials, arguments)
         )
         self._wait_for_ready = wait_for_ready
+        self._metadata = caller_metadata(caller)
         self._search = SearchServiceStub(self._channel)
         self._documents = DocumentServiceStub(self._channel)
         self._indexes = IndexServiceStub(self._channel)
@@ -122,7 +133,12 @@ class Client(SnapshotCalls, FeedbackCalls):
         timeout_s: float,
     ) -> _Response:
         try:
-            return method(request, timeout=timeout_s, wait_for_ready=self._wait_for_ready)
+            return method(
+                request,
+                timeout=timeout_s,
+                metadata=self._metadata,
+                wait_for_ready=self._wait_for_ready,
+            )
         except grpc.RpcError as error:
             raise error_of(error) from error
 
@@ -144,6 +160,7 @@ class Client(SnapshotCalls, FeedbackCalls):
         hybrid: bool = True,
         lexical_weight: float | None = None,
         no_feedback: bool = False,
+        index_version: int | None = None,
         timeout_s: float = 10.0,
     ) -> SearchResponse:
         """Rank the passages of an index for a question, or for a vector.
@@ -167,6 +184,7 @@ class Client(SnapshotCalls, FeedbackCalls):
             hybrid=hybrid,
             lexical_weight=lexical_weight,
             no_feedback=no_feedback,
+            index_version=index_version,
         )
         return self._call(self._search.Search, request, timeout_s)
 
@@ -327,15 +345,21 @@ class Client(SnapshotCalls, FeedbackCalls):
         promote: bool = False,
         recall_target: float | None = None,
         kind: SearchKind.ValueType = SearchKind.SEARCH_KIND_UNSPECIFIED,
+        encoder_bundle: str = "",
         timeout_s: float = 10.0,
     ) -> IndexVersion:
         """Begin to build a version of an index, beside the one that serves; return it.
 
         promote: make it serve once it is ready. `index_versions` says how far it is.
-        recall_target, kind: those of the index, unless they are given.
+        recall_target, kind: those of the index, unless they are given. encoder_bundle: folder of
+        the bundle that is to encode it, which all machines reach; empty: the model that serves.
         """
         request = BuildIndexVersionRequest(
-            name=name, promote=promote, recall_target=recall_target, kind=kind
+            name=name,
+            promote=promote,
+            recall_target=recall_target,
+            kind=kind,
+            encoder_bundle=encoder_bundle,
         )
         return self._call(self._indexes.BuildIndexVersion, request, timeout_s).version
 

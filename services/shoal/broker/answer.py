@@ -80,7 +80,12 @@ def build_response(
 ) -> SearchResponse:
     """Put the answer together. states: server and state of each shard that was asked."""
     versions = {state.shard: state.table_version for _, state in states if state.ready}
-    response = SearchResponse(coverage=coverage, table_version=min(versions.values(), default=0))
+    response = SearchResponse(
+        coverage=coverage,
+        table_version=min(versions.values(), default=0),
+        index_version=route.index_version,
+        encoder_model=route.encoder_model,
+    )
     for each in ranked:
         _fill(each, request)
         if request.explain:

@@ -34,14 +34,17 @@ class EncodeStage:
         """max_count: most queries in one call."""
         self._targets, self._max_count = targets, max_count
 
-    async def encode(self, text: str, deadline: Deadline) -> QueryVector:
+    async def encode(
+        self, text: str, deadline: Deadline, encoders: Sequence[str] | None = None
+    ) -> QueryVector:
         """Encode a query.
 
+        encoders: ids of those that may; None: any.
         Raises ENCODER_UNAVAILABLE if no encoder does it in time, OVERLOADED if all have too much.
         """
         try:
             _, vector = await self._targets.first_to_do(
-                lambda target: self._coalescer(target).submit(text, deadline), deadline
+                lambda target: self._coalescer(target).submit(text, deadline), deadline, encoders
             )
         except (TimeoutError, ServiceError) as error:
             if isinstance(error, ServiceError) and error.reason in _PASSED_ON:

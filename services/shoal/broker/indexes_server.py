@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import grpc
 from shoal.broker.probe import Probe
+from shoal.broker.rollouts_server import Peers, RolloutHandlers
 from shoal.broker.routes import IndexRoute
 from shoal.broker.snapshots_server import SnapshotHandlers
 from shoal.broker.targets import Targets
@@ -57,13 +58,19 @@ _ROWS_S: Final = 1.0
 _ROWS_SHARE: Final = 0.3
 
 
-class IndexesServer(VersionHandlers, SnapshotHandlers, IndexServiceServicer):
+class IndexesServer(VersionHandlers, RolloutHandlers, SnapshotHandlers, IndexServiceServicer):
     """IndexService."""
 
     def __init__(
-        self, board: RoutesBoard, writers: Targets, controllers: Targets, probe: Probe
+        self,
+        board: RoutesBoard,
+        writers: Targets,
+        controllers: Targets,
+        probe: Probe,
+        peers: Peers,
     ) -> None:
-        """board: where the routes are posted."""
+        """board: where the routes are posted. peers: what has been compared, here and elsewhere."""
+        self._peers = peers
         self._board, self._probe = board, probe
         self._writers, self._controllers = writers, controllers
 
@@ -281,6 +288,7 @@ class IndexesServer(VersionHandlers, SnapshotHandlers, IndexServiceServicer):
             shard_count=route.shard_count,
             fields=field_messages(route.fields),
             standby_version=route.standby_version,
+            candidate_version=None if route.rollout is None else route.rollout.candidate_version,
             recall_target=target_in_force(route.recall_target),
             declared_kind=SearchKind.ValueType(route.declared_kind),
             live_recall=_live_recall(states.values()),

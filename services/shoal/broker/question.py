@@ -97,7 +97,7 @@ class QuestionReader:
                 trace.cache = CacheState.CACHE_STATE_VECTOR_HIT
                 return stored
         with timed(trace, Stage.STAGE_ENCODE):
-            vector = await self.encoders.encode(query.text, budget.encode())
+            vector = await self.encoders.encode(query.text, budget.encode(), route.encoders)
         self._require_model(route, vector)
         if not request.bypass_cache:
             self.cache.put(key, vector.values)

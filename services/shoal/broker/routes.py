@@ -6,15 +6,16 @@ An immutable view, made anew for each epoch: a search reads one and never sees h
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from shoal.filters.fields import Field, read_fields
 from shoal.internal.v1.shard_pb2 import LayoutKey
-from shoal.internal.v1.topology_pb2 import IndexPlacement, Topology
+from shoal.internal.v1.topology_pb2 import IndexPlacement, Layout, Topology
 from shoal.rpc.errors import ServiceError
 from shoal.v1.cluster_pb2 import Instance, InstanceState, Role
 from shoal.v1.errors_pb2 import Reason
+from shoal.v1.indexes_pb2 import Rollout
 from shoal.v1.search_pb2 import SearchKind
 
 
@@ -50,6 +51,27 @@ class IndexRoute:
     """Kind that versions are built as; unspecified if it is chosen."""
     feedback_disabled: bool = False
     """True if nothing of its searches is kept to learn from."""
+    encoders: tuple[str, ...] | None = None
+    """Ids of the encoders that serve its model; None if none is known to: whichever there are."""
+    standby: IndexRoute | None = None
+    """The version that is kept loaded for a rollback."""
+    candidate: IndexRoute | None = None
+    """The version that a rollout has loaded."""
+    rollout: Rollout | None = None
+    """The rollout that is under way."""
+
+    def version(self, number: int) -> IndexRoute:
+        """The route to a version that is loaded. Raises VERSION_NOT_READY."""
+        loaded = [each for each in (self, self.standby, self.candidate) if each is not None]
+        for each in loaded:
+            if each.index_version == number:
+                return each
+        numbers = ", ".join(str(each.index_version) for each in loaded)
+        raise ServiceError(
+            Reason.REASON_VERSION_NOT_READY,
+            f"version {number} of index {self.name} is not loaded ({numbers} are): promote it, or "
+            "begin its rollout",
+        )
 
     @property
     def layout(self) -> LayoutKey:
@@ -97,13 +119,14 @@ class Routes:
 def routes_of(topology: Topology) -> Routes:
     """Read a topology."""
     addresses: dict[Role.ValueType, dict[str, str]] = {}
+    encoders = _encoders_by_model(topology)
     for instance in topology.instances:
         drains = instance.state == InstanceState.INSTANCE_STATE_DRAINING
         if instance.address and (not drains or instance.role == Role.ROLE_SHARD_SERVER):
             addresses.setdefault(instance.role, {})[instance.id] = instance.address
     return Routes(
         epoch=topology.epoch,
-        indexes={index.name: _route_of(index) for index in topology.indexes},
+        indexes={index.name: _route_of(index, encoders) for index in topology.indexes},
         addresses=addresses,
         reranker_models=tuple(
             sorted({each.model for each in topology.instances if _reranks(each)})
@@ -117,18 +140,43 @@ def _reranks(instance: Instance) -> bool:
     return instance.role == Role.ROLE_RERANKER and not drains
 
 
-def _route_of(index: IndexPlacement) -> IndexRoute:
+def _encoders_by_model(topology: Topology) -> dict[str, tuple[str, ...]]:
+    """Ids of the encoders by the model that they say they serve; "" for those that say none."""
+    found: dict[str, tuple[str, ...]] = {}
+    for each in topology.instances:
+        if each.role == Role.ROLE_ENCODER and each.state != InstanceState.INSTANCE_STATE_DRAINING:
+            found[each.model] = (*found.get(each.model, ()), each.id)
+    return found
+
+
+def _route_of(index: IndexPlacement, encoders: Mapping[str, tuple[str, ...]]) -> IndexRoute:
+    def route_to(layout: Layout) -> IndexRoute:
+        return _layout_route(index, layout, encoders)
+
+    return replace(
+        route_to(index.serving),
+        standby=route_to(index.standby) if index.HasField("standby") else None,
+        candidate=route_to(index.candidate) if index.HasField("candidate") else None,
+        rollout=index.rollout if index.HasField("rollout") else None,
+    )
+
+
+def _layout_route(
+    index: IndexPlacement, layout: Layout, encoders: Mapping[str, tuple[str, ...]]
+) -> IndexRoute:
     groups: dict[tuple[int, ...], list[str]] = {}
-    for placement in index.serving.placements:
+    for placement in layout.placements:
         groups.setdefault(tuple(placement.shards), []).append(placement.shard_server)
+    model = layout.encoder_model or index.encoder_model
     return IndexRoute(
         name=index.name,
         uid=index.uid,
-        dimension=index.dimension,
-        encoder_model=index.encoder_model,
+        dimension=layout.dimension or index.dimension,
+        encoder_model=model,
+        encoders=encoders.get(model) or (None if layout.encoder_model else encoders.get("")),
         create_time=index.create_time,
-        index_version=index.serving.index_version,
-        shard_count=index.serving.shard_count or index.preparing.shard_count,
+        index_version=layout.index_version,
+        shard_count=layout.shard_count or index.preparing.shard_count,
         groups=tuple(ShardGroup(shards, tuple(servers)) for shards, servers in groups.items()),
         fields=read_fields(index.fields),
         standby_version=index.standby.index_version if index.HasField("standby") else None,

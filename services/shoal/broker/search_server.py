@@ -12,11 +12,14 @@ from google.protobuf.message import DecodeError
 from shoal.broker.answer import Trace, stamp
 from shoal.broker.answer_tokens import AnswerTokens
 from shoal.broker.cache import answer_key
+from shoal.broker.callers import caller_of, is_chosen
 from shoal.broker.config import BrokerSettings
 from shoal.broker.contexts import ContextStage
 from shoal.broker.pipeline import Pipeline
+from shoal.broker.rollouts_server import is_loaded
 from shoal.broker.routes import IndexRoute, Routes
 from shoal.broker.sampling import QuerySampler
+from shoal.broker.shadow import Shadow
 from shoal.broker.single_flight import SingleFlight
 from shoal.broker.validation import MAX_BATCH, Query, check_context, check_search
 from shoal.rpc.deadline import Deadline
@@ -42,6 +45,8 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 RETRY_DELAY_S: Final = 0.25
 # Part of a deadline that the search may use where what it finds must be read and glued after it.
 CONTEXT_SEARCH_SHARE: Final = 0.8
+# Part of the searches that a broker takes at once from which on no candidate is compared.
+_BUSY_SHARE: Final = 0.25
 # So much more time may make a better answer.
 ROOM_S: Final = 0.1
 
@@ -66,6 +71,7 @@ class SearchServer(SearchServiceServicer):
         self._settings, self._broker_id = settings, broker_id
         self._routes, self._pipeline = routes, pipeline
         self._flights: SingleFlight[tuple[SearchResponse, Trace, Deadline]] = SingleFlight()
+        self.shadow = Shadow(self._run_shadow)
         self._active = 0
         self._draining = False
         self._idle = asyncio.Event()
@@ -73,7 +79,8 @@ class SearchServer(SearchServiceServicer):
 
     async def Search(self, request: SearchRequest, context: _Context) -> SearchResponse:
         """Answer one query."""
-        return await self._admitted(request, Deadline.of(context, self._settings.default_budget_s))
+        deadline = Deadline.of(context, self._settings.default_budget_s)
+        return await self._admitted(request, deadline, caller_of(context))
 
     async def BatchSearch(
         self, request: BatchSearchRequest, context: _Context
@@ -84,8 +91,9 @@ class SearchServer(SearchServiceServicer):
                 "searches", f"holds {len(request.searches)} searches; give 1 to {MAX_BATCH}"
             )
         deadline = Deadline.of(context, self._settings.default_budget_s)
+        caller = caller_of(context)
         results = await asyncio.gather(
-            *(self._one_of_many(search, deadline) for search in request.searches)
+            *(self._one_of_many(search, deadline, caller) for search in request.searches)
         )
         return BatchSearchResponse(results=results)
 
@@ -97,7 +105,9 @@ class SearchServer(SearchServiceServicer):
         deadline = Deadline.of(context, self._settings.default_budget_s)
         # The texts are read with their neighbours.
         request.search.omit_text = True
-        found = await self._admitted(request.search, deadline.share(CONTEXT_SEARCH_SHARE))
+        found = await self._admitted(
+            request.search, deadline.share(CONTEXT_SEARCH_SHARE), caller_of(context)
+        )
         route = self._routes().index(request.search.index)
         contexts = await self._contexts.glue(route, found, token_budget, neighbours, deadline)
         response = RetrieveContextResponse(
@@ -106,6 +116,8 @@ class SearchServer(SearchServiceServicer):
             hits_left_out=len(found.hits) - sum(len(each.citations) for each in contexts),
             coverage=found.coverage,
             table_version=found.table_version,
+            index_version=found.index_version,
+            encoder_model=found.encoder_model,
         )
         if request.search.explain:
             response.explanation.CopyFrom(found.explanation)
@@ -116,9 +128,11 @@ class SearchServer(SearchServiceServicer):
         self._draining = True
         await self._idle.wait()
 
-    async def _one_of_many(self, request: SearchRequest, deadline: Deadline) -> BatchSearchResult:
+    async def _one_of_many(
+        self, request: SearchRequest, deadline: Deadline, caller: str
+    ) -> BatchSearchResult:
         try:
-            return BatchSearchResult(response=await self._admitted(request, deadline))
+            return BatchSearchResult(response=await self._admitted(request, deadline, caller))
         except TimeoutError:
             failure = ServiceError(Reason.REASON_DEADLINE_EXCEEDED, "the deadline passed").failure
         except ServiceError as error:
@@ -129,7 +143,9 @@ class SearchServer(SearchServiceServicer):
         )
         return BatchSearchResult(error=error_message)
 
-    async def _admitted(self, request: SearchRequest, deadline: Deadline) -> SearchResponse:
+    async def _admitted(
+        self, request: SearchRequest, deadline: Deadline, caller: str
+    ) -> SearchResponse:
         """Refuse early what could not be finished in time: a queue would only time out."""
         if self._draining:
             raise ServiceError(Reason.REASON_DRAINING, "this broker stops: ask another one")
@@ -143,18 +159,20 @@ class SearchServer(SearchServiceServicer):
         self._active += 1
         self._idle.clear()
         try:
-            return await self._search(request, deadline)
+            return await self._search(request, deadline, caller)
         finally:
             self._active -= 1
             if self._active == 0:
                 self._idle.set()
 
-    async def _search(self, request: SearchRequest, deadline: Deadline) -> SearchResponse:
+    async def _search(
+        self, request: SearchRequest, deadline: Deadline, caller: str
+    ) -> SearchResponse:
         started_s = time.monotonic()
         routes = self._routes()
         if not request.index:
             raise InvalidFieldError("index", "is required: name the index to search")
-        route = routes.index(request.index)
+        route = self._version(request, routes.index(request.index), caller)
         query = check_search(request, route, self._settings)
         if not route.groups:
             raise ServiceError(
@@ -181,13 +199,38 @@ class SearchServer(SearchServiceServicer):
             )
         return response
 
+    def _version(self, request: SearchRequest, route: IndexRoute, caller: str) -> IndexRoute:
+        """The version that answers: the one that is asked for, or by who asks.
+
+        Raises VERSION_NOT_READY.
+        """
+        if request.HasField("index_version"):
+            return route.version(request.index_version)
+        rollout, candidate = route.rollout, route.candidate
+        if rollout is None or candidate is None or not request.text:
+            return route
+        chosen = is_chosen(caller, route.uid, candidate.index_version, rollout.canary_share)
+        return candidate if chosen and is_loaded(candidate, self._pipeline.probe) else route
+
+    async def _run_shadow(
+        self, request: SearchRequest, route: IndexRoute, deadline: Deadline
+    ) -> SearchResponse:
+        query = check_search(request, route, self._settings)
+        return await self._pipeline.search(request, route, query, deadline, Trace())
+
     async def _compute(
         self, request: SearchRequest, route: IndexRoute, query: Query, deadline: Deadline
     ) -> tuple[SearchResponse, Trace]:
         trace = Trace()
         if not request.bypass_cache and self._pipeline.cache.available:
             trace.cache = CacheState.CACHE_STATE_MISS
-        return await self._pipeline.search(request, route, query, deadline, trace), trace
+        started_s = time.monotonic()
+        response = await self._pipeline.search(request, route, query, deadline, trace)
+        if not request.HasField("index_version"):
+            took_s = time.monotonic() - started_s
+            busy = self._active > _BUSY_SHARE * self._settings.max_concurrent
+            self.shadow.consider(request, route, response, took_s, busy=busy)
+        return response, trace
 
     async def _cached(
         self, request: SearchRequest, route: IndexRoute, query: Query, deadline: Deadline

@@ -24,6 +24,7 @@ from shoal.broker.question import QuestionReader
 from shoal.broker.reading import DocumentReader
 from shoal.broker.replicas import Chooser
 from shoal.broker.reranking import RerankStage
+from shoal.broker.rollouts_server import Peers
 from shoal.broker.routes import Routes, routes_of
 from shoal.broker.sampling import QuerySampler
 from shoal.broker.search_server import SearchServer
@@ -55,6 +56,8 @@ _ROLES = (
     Role.ROLE_RERANKER,
     Role.ROLE_WRITER,
     Role.ROLE_CONTROLLER,
+    # What the others have compared.
+    Role.ROLE_BROKER,
 )
 
 
@@ -108,6 +111,9 @@ class BrokerService:
             tokens,
             self._sampler,
         )
+        peers = Peers(
+            self._targets[Role.ROLE_BROKER], self.follower.instance_id, self._search.shadow.report
+        )
         cached = self._settings.redis_url is not None
         cache_ttl_s = self._settings.cache_ttl_s if cached else None
         search_pb2_grpc.add_SearchServiceServicer_to_server(self._search, server)
@@ -115,7 +121,7 @@ class BrokerService:
             DocumentsServer(self._routes, writers, reader, self._probe, cache_ttl_s), server
         )
         indexes_pb2_grpc.add_IndexServiceServicer_to_server(
-            IndexesServer(board, writers, controllers, self._probe), server
+            IndexesServer(board, writers, controllers, self._probe, peers), server
         )
         feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(
             FeedbackServer(self._routes, writers, tokens), server
@@ -155,6 +161,7 @@ class BrokerService:
         """Close all connections."""
         await self._sampler.stop()
         await self._signing_keys.stop()
+        await self._search.shadow.close()
         await self._probe.stop()
         await self._cache.close()
         for targets in self._targets.values():
@@ -168,4 +175,5 @@ class BrokerService:
         for role, targets in self._targets.items():
             targets.follow(routes.of_role(role))
         self._rerankers.exists = routes.reranks
+        self._search.shadow.keep(routes.indexes.values())
         self._board.post(routes)

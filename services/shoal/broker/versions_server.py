@@ -40,6 +40,7 @@ from shoal.v1.indexes_pb2 import (
     RollbackIndexRequest,
     RollbackIndexResponse,
 )
+from shoal.v1.search_pb2 import SearchKind
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -62,8 +63,14 @@ class VersionHandlers:
     ) -> BuildIndexVersionResponse:
         """Have the controller begin a build."""
         check_index_name(request.name)
-        check_kind(request.kind)
-        build = StartBuildRequest(name=request.name, promote=request.promote, kind=request.kind)
+        if not (request.encoder_bundle and request.kind == SearchKind.SEARCH_KIND_EXACT):
+            check_kind(request.kind)
+        build = StartBuildRequest(
+            name=request.name,
+            promote=request.promote,
+            kind=request.kind,
+            encoder_bundle=request.encoder_bundle,
+        )
         if request.HasField("recall_target"):
             check_recall_target(request.recall_target)
             build.recall_target = request.recall_target
@@ -143,8 +150,6 @@ class VersionHandlers:
     ) -> DropIndexVersionResponse:
         """Have the writer drop a version."""
         check_index_name(request.name)
-        if request.version == 0:
-            raise InvalidFieldError("version", "is 0: exact search is always there")
         drop = DropVersionRequest(name=request.name, version=request.version)
         attempts = 0
 

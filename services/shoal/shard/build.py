@@ -121,11 +121,41 @@ def train(job: BuildJob) -> None:
         job.table_uri,
         codebook,
         kind=job.kind,
+        model=job.vectors_of,
         memory_bytes=job.memory_bytes,
         recall_target=job.recall_target,
         threads=job.threads,
         progress=progress.report,
     )
+
+
+def needs_codebook(job: BuildJob) -> bool:
+    """False for a version that is to be searched exactly, as its index is small."""
+    if not job.exact_below:
+        return True
+    table = PassageTable.open(job.table_uri, model=job.vectors_of)
+    return _counts(table)[1] >= job.exact_below
+
+
+def count(job: BuildJob) -> Verified:
+    """Say what a version that is searched exactly holds: it has no files, and is made of the table.
+
+    Raises VerificationError if a passage has no vector of its model.
+    """
+    table = PassageTable.open(job.table_uri, model=job.vectors_of)
+    missing = len(table.missing(job.vectors_of)) if job.vectors_of else 0
+    if missing:
+        raise VerificationError(f"{missing} passages have no vector of {job.encoder_model}")
+    documents, passages = _counts(table)
+    return Verified("", table.version, documents, passages, 0, 1.0, "exact")
+
+
+def _counts(table: PassageTable) -> tuple[int, int]:
+    columns = (schema.DOCUMENT_ID, schema.SEQUENCE, schema.TOMBSTONE)
+    present = present_rows(table.scan(columns))
+    if present is None:
+        return 0, 0
+    return len(present.column(schema.DOCUMENT_ID).unique()), present.num_rows
 
 
 def encode(job: BuildJob, shard: int) -> None:
@@ -135,7 +165,7 @@ def encode(job: BuildJob, shard: int) -> None:
     faiss.omp_set_num_threads(job.threads)
     codebook = load_codebook(codebook_folder(folder), job.dimension)
     held_out = HeldOut.load(codebook_folder(folder)).first(VERIFIED_QUERIES)
-    table = PassageTable.open(job.table_uri)
+    table = PassageTable.open(job.table_uri, model=job.vectors_of)
 
     def read() -> tuple[Main, Neighbours, int]:
         # Both of one version: a purge between them would have them differ.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from shoal.shard.kind_names import KindName
 
@@ -35,6 +35,15 @@ class BuildJob:
     kind: KindName | None = None
     # That one copy of the index may take over all shard servers; None: no bound.
     memory_bytes: int | None = None
+    # Where the bundle of `encoder_model` is; empty if the table was made with that model.
+    encoder_bundle: str = ""
+    # Passages below which it is searched exactly, and gets no codebook. 0: never.
+    exact_below: int = 0
+
+    @property
+    def vectors_of(self) -> str:
+        """Whose vectors of the table it is made of; empty: those that the table was made with."""
+        return self.encoder_model if self.encoder_bundle else ""
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,7 @@ class Verified:
     passage_count: int
     size_bytes: int
     recall: float
-    kind: KindName
+    kind: KindName | Literal["exact"]
 
 
 class StepProgress:

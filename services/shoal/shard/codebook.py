@@ -98,6 +98,7 @@ def train_codebook(
     out_dir: str | Path,
     *,
     kind: KindName | None = None,
+    model: str = "",
     memory_bytes: int | None = None,
     recall_target: float = 0.95,
     queries: NDArray[np.float32] | None = None,
@@ -109,6 +110,7 @@ def train_codebook(
 
     A folder that already holds one is left as it is, so that a repetition costs nothing. Raises
     TooFewPassagesError, RecallUnreachableError, and the table's errors.
+    model: whose vectors; empty: those of the model that the table was made with.
     kind: None: chosen from passages, dimension, and the memory that a copy of the index may take.
     queries: unit vectors of questions as they are asked, [count, dimension], to measure recall on.
     Without them it is measured on passages, held out, with a margin that makes searches dearer.
@@ -122,7 +124,7 @@ def train_codebook(
         pass  # The usual case: nothing is there.
     with _threads(threads):
         report("reading vectors", 0.0)
-        table = PassageTable.open(table_uri)
+        table = PassageTable.open(table_uri, model=model)
         passage_count, sample, row_ids, seen = read_whole(table, lambda: _read_sample(table, seed))
         if kind is None:
             choice = choose_kind(passage_count, table.dimension, memory_bytes)

@@ -20,8 +20,9 @@ from shoal.shard.held_out import SAME_SCORE, TIES, HeldOut, Neighbours
 from shoal.shard.live_recall import Outcome, SampledQuery
 from shoal.shard.search import Target, search
 from shoal.table import schema
+from shoal.table.scanning import SPARING
 from shoal.table.slots import slot_range
-from shoal.table.table import SPARING, PassageTable, vectors_of
+from shoal.table.table import PassageTable, vectors_of
 
 # Queries that are searched at once as they are served: bounds the candidates in memory.
 _BLOCK_QUERIES: Final = 8

@@ -57,7 +57,8 @@ class IndexFollower:
         thread after each step. now_us: microseconds since 1970, for what expires.
         """
         self.table_uri = plan.table_uri
-        self.dimension = plan.dimension
+        self.dimension, self.model = plan.dimension, plan.model
+        self._others = plan.others
         self.layouts: dict[LayoutId, HeldLayout] = {}
         # Opened by the follower's thread; reading from it is safe in any.
         self.table: PassageTable | None = None
@@ -81,10 +82,11 @@ class IndexFollower:
 
     def follow(self, plan: IndexPlan) -> None:
         """Hold what the plan says; what is new is loaded, what is not in it is let go."""
+        self._others = plan.others
         layouts = {}
         for key, wanted in plan.layouts.items():
             before = self.layouts.get(key)
-            held = before or HeldLayout(key, wanted.codebook_uri, plan.dimension)
+            held = before or HeldLayout(key, wanted.codebook_uri, plan.dimension, model=plan.model)
             if before is None:
                 held.live = self._recall_watch.begin(held, list(self.layouts.values()))
             held.shards = {
@@ -115,7 +117,7 @@ class IndexFollower:
             self._poked.clear()
             try:
                 if self.table is None:
-                    self.table = PassageTable.open(self.table_uri)
+                    self.table = PassageTable.open(self.table_uri, model=self.model)
                 self._step(self.table)
                 lost_count = 0
             except Exception as error:  # noqa: BLE001  # a follower never ends by itself
@@ -191,7 +193,7 @@ class IndexFollower:
         if not self._swept and all(held.ready for _, held in self._held()):
             # Once: what is let go later is removed then. Until now it might have been of use.
             self._swept = True
-            self._patient.submit(self._upkeep.sweep, list(self.layouts))
+            self._patient.submit(self._upkeep.sweep, [*self.layouts, *self._others])
         for layout in self.layouts.values():
             if self._recall_watch.due(layout) and layout.live is not None:
                 layout.live.busy = True

@@ -55,11 +55,15 @@ class LayoutPlan:
 
 @dataclass(frozen=True)
 class IndexPlan:
-    """What a server should hold of an index."""
+    """What a server should hold of an index, of one model."""
 
     table_uri: str
     dimension: int
     layouts: dict[LayoutId, LayoutPlan]
+    # Whose vectors its layouts hold; empty: those of the model that the table was made with.
+    model: str = ""
+    # Layouts of the index that the server holds beside them, of other models.
+    others: frozenset[LayoutId] = frozenset()
 
 
 @dataclass(eq=False)
@@ -101,6 +105,8 @@ class HeldLayout:
     shards: dict[int, HeldShard] = field(default_factory=dict)
     # What is known of its live queries; None in a layout that is searched exactly.
     live: LiveRecall | None = None
+    # Whose vectors it holds; empty: those of the model that the table was made with.
+    model: str = ""
 
     @property
     def effort(self) -> float:
@@ -110,7 +116,7 @@ class HeldLayout:
     @property
     def exact(self) -> bool:
         """True if it has no codebook."""
-        return self.id.index_version == 0
+        return not self.codebook_uri and self.codebook is None
 
     def states(self) -> list[ShardState]:
         """States of all shards."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from shoal.internal.v1.shard_pb2 import ShardState
-from shoal.internal.v1.topology_pb2 import IndexPlacement, Topology
+from shoal.internal.v1.topology_pb2 import IndexPlacement, Layout, Topology
 from shoal.rpc.topology import RefusedTopologyError
 from shoal.shard.config import ShardSettings
 from shoal.shard.follow import IndexFollower
@@ -22,34 +23,56 @@ from shoal.table.slots import SLOT_COUNT
 
 _log = logging.getLogger(__name__)
 
+# The uid of an index, and a model.
+PlanKey = tuple[str, str]
+
 # For which a thread of the background that runs Python may keep a search's thread waiting: a search
 # takes turns in three threads. Python's default is 5 ms.
 _SWITCH_INTERVAL_S: Final = 0.0005
 
 
-def plan_for(topology: Topology, instance_id: str) -> dict[str, IndexPlan]:
-    """Read what an instance should hold, by the uid of the index.
+def plan_for(topology: Topology, instance_id: str) -> dict[PlanKey, IndexPlan]:
+    """Read what an instance should hold, by the uid of the index, and by model.
 
-    That is what serves, what is being prepared, and what is kept in case it is to serve again.
+    That is what serves, what is being prepared, what is kept in case it is to serve again, and the
+    candidate of a rollout. The model is empty where it is the one that the index was made with.
 
     instance_id: an empty one holds everything. Raises RefusedTopologyError.
     """
-    plans = {}
+    plans: dict[PlanKey, IndexPlan] = {}
     for index in topology.indexes:
-        layouts: dict[LayoutId, LayoutPlan] = {}
-        for key, plan in _layouts(index, instance_id):
-            # What serves and what prepares may divide alike, on other servers: hold both parts.
-            before = layouts[key].shards if key in layouts else frozenset()
-            layouts[key] = LayoutPlan(plan.codebook_uri, plan.shards | before)
-        if layouts:
-            if index.dimension == 0:
+        for layout, key, plan in _layouts(index, instance_id):
+            is_own = layout.encoder_model in ("", index.encoder_model)
+            model = "" if is_own else layout.encoder_model
+            dimension = layout.dimension or index.dimension
+            if dimension == 0:
                 raise RefusedTopologyError(f"index {index.name} has no dimension")
-            plans[index.uid] = IndexPlan(index.table_uri, index.dimension, layouts)
-    return plans
+            held = plans.setdefault(
+                (index.uid, model), IndexPlan(index.table_uri, dimension, {}, model)
+            )
+            # What serves and what prepares may divide alike, on other servers: hold both parts.
+            before = held.layouts[key].shards if key in held.layouts else frozenset()
+            held.layouts[key] = LayoutPlan(plan.codebook_uri, plan.shards | before)
+    return {
+        (uid, model): replace(plan, others=_others(plans, uid, model))
+        for (uid, model), plan in plans.items()
+    }
 
 
-def _layouts(index: IndexPlacement, instance_id: str) -> Iterator[tuple[LayoutId, LayoutPlan]]:
-    for layout in (index.serving, index.preparing, index.standby):
+def _others(plans: Mapping[PlanKey, IndexPlan], uid: str, model: str) -> frozenset[LayoutId]:
+    """Layouts of an index that are of other models than one."""
+    return frozenset(
+        layout
+        for key, plan in plans.items()
+        if key[0] == uid and key[1] != model
+        for layout in plan.layouts
+    )
+
+
+def _layouts(
+    index: IndexPlacement, instance_id: str
+) -> Iterator[tuple[Layout, LayoutId, LayoutPlan]]:
+    for layout in (index.serving, index.preparing, index.standby, index.candidate):
         shards = frozenset(
             shard
             for placement in layout.placements
@@ -64,7 +87,7 @@ def _layouts(index: IndexPlacement, instance_id: str) -> Iterator[tuple[LayoutId
                 f"placed; there may be {SLOT_COUNT}"
             )
         key = LayoutId(index.uid, layout.index_version, layout.shard_count)
-        yield key, LayoutPlan(layout.codebook_uri, shards)
+        yield layout, key, LayoutPlan(layout.codebook_uri, shards)
 
 
 class Holdings:
@@ -92,19 +115,20 @@ class Holdings:
         # One thread, and its own: a long check must not keep folds and loads waiting.
         self._checking = ThreadPoolExecutor(1, "shard-recall")
         self._closing = ThreadPoolExecutor(1, "shard-close")
-        self._indexes: dict[str, IndexFollower] = {}
+        # One for each model of an index, as each follows vectors of its own.
+        self._indexes: dict[PlanKey, IndexFollower] = {}
         self._swept = False
 
     def follow(self, topology: Topology) -> None:
         """Hold what a topology says. Returns at once. Raises RefusedTopologyError."""
         plans = plan_for(topology, self._instance_id)
-        for uid in self._indexes.keys() - plans.keys():
-            self._closing.submit(self._retire, self._indexes.pop(uid))
-        for uid, plan in plans.items():
-            if uid in self._indexes:
-                self._indexes[uid].follow(plan)
+        for each in self._indexes.keys() - plans.keys():
+            self._closing.submit(self._retire, self._indexes.pop(each))
+        for each, plan in plans.items():
+            if each in self._indexes:
+                self._indexes[each].follow(plan)
             else:
-                self._indexes[uid] = IndexFollower(
+                self._indexes[each] = IndexFollower(
                     plan,
                     upkeep=self._upkeep,
                     background=self._background,
@@ -117,13 +141,15 @@ class Holdings:
                 )
         if not self._swept and self._settings.snapshot_dir is not None:
             self._swept = True
-            self._background.submit(_sweep, self._settings.snapshot_dir, set(plans))
+            self._background.submit(_sweep, self._settings.snapshot_dir, {uid for uid, _ in plans})
 
     def find(self, key: LayoutId) -> tuple[IndexFollower, HeldLayout] | None:
         """A layout that is held."""
-        follower = self._indexes.get(key.index_uid)
-        layout = None if follower is None else follower.layouts.get(key)
-        return None if follower is None or layout is None else (follower, layout)
+        for (uid, _), follower in self._indexes.items():
+            layout = follower.layouts.get(key) if uid == key.index_uid else None
+            if layout is not None:
+                return follower, layout
+        return None
 
     def states(self) -> list[ShardState]:
         """States of all shards. Cheap."""

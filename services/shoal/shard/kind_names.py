@@ -16,8 +16,8 @@ DEFAULT_KIND: Final[KindName] = "ivf-pq"
 _PREFIX: Final = "SEARCH_KIND_"
 
 
-def number_of(name: KindName) -> SearchKind.ValueType:
-    """The number of a kind that versions are built as."""
+def number_of(name: KindName | Literal["exact"]) -> SearchKind.ValueType:
+    """The number of a kind that versions are built as, or of exact search."""
     return SearchKind.Value(_PREFIX + name.upper().replace("-", "_"))
 
 

@@ -105,7 +105,7 @@ class Upkeep:
     ) -> Iterator[tuple[HeldShard, Shard]]:
         if not layout.exact and layout.codebook is None:
             layout.codebook = self._codebook_of(layout, siblings)
-        table = PassageTable.open(table_uri)
+        table = PassageTable.open(table_uri, model=layout.model)
         if table.dimension != layout.dimension:
             raise ServiceError(
                 Reason.REASON_DIMENSION_MISMATCH,

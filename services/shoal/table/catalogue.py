@@ -35,7 +35,7 @@ from shoal.table.errors import (
 from shoal.table.manifest import write_failure
 from shoal.table.trimming import Trimmed
 from shoal.table.version_files import drop_outdated
-from shoal.table.versions import VersionRecord
+from shoal.table.versions import RolloutRecord, VersionRecord
 from shoal.v1.search_pb2 import SearchKind
 
 _log = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ LOCK_NAME: Final = "writer.lock"
 INDEXES: Final = "indexes"
 TABLE: Final = "table.lance"
 VERSIONS: Final = "versions"
+VECTORS: Final = "vectors"
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,11 @@ class IndexEntry:
     fields: tuple[Field, ...] = ()
     # True if nothing of its searches is kept to learn from.
     feedback_disabled: bool = False
+    # A version on its way to serve; None if there is none.
+    rollout: RolloutRecord | None = None
+    # Whether the model that it was made with is gone: nothing is encoded by it, there is no version
+    # 0, and `encoder_model` is empty.
+    retired: bool = False
 
 
 class Catalogue:
@@ -129,6 +135,16 @@ class Catalogue:
     def version_uri(self, entry: IndexEntry, index_version: int) -> str:
         """Folder for the files of a version of an index."""
         return str(self.root / entry.folder / VERSIONS / str(index_version))
+
+    def vectors_root(self, entry: IndexEntry) -> Path:
+        """Folder of the folders for what models have encoded, until the table takes it."""
+        return self.root / entry.folder / VECTORS
+
+    def vectors_uri(self, entry: IndexEntry, model: str) -> str:
+        """Folder for what a model has encoded, until the table takes it."""
+        fingerprint = model.rpartition("@")[2]
+        assert fingerprint, model
+        return str(self.vectors_root(entry) / fingerprint)
 
     def create(
         self,
@@ -427,7 +443,9 @@ def entry_of(stored: Mapping[str, Any]) -> IndexEntry:
 def _entry(stored: dict[str, Any]) -> IndexEntry:
     records = tuple(_record(each) for each in stored.pop("versions", ()))
     fields = tuple(Field(each["name"], Kind(each["kind"])) for each in stored.pop("fields", ()))
-    entry = IndexEntry(**stored, versions=records, fields=fields)
+    under_way = stored.pop("rollout", None)
+    rollout = None if under_way is None else RolloutRecord(**under_way)
+    entry = IndexEntry(**stored, versions=records, fields=fields, rollout=rollout)
     if entry.index_version and not records:
         # Made before versions were listed: all that is known of it is that it serves.
         record = VersionRecord(

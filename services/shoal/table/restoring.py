@@ -83,7 +83,7 @@ def restore_index(
 
     copy_files(source, target, jobs, copying, check)
     copying.begin("checking")
-    if entry.index_version:
+    if entry.codebook_uri:
         _rename_version(place.path / VERSIONS / str(entry.index_version), stored.uid, entry.uid)
     _check_table(store, manifest, place.path / TABLE_FOLDER)
     target.sync()
@@ -103,9 +103,10 @@ def moved(stored: IndexEntry, place: Place) -> IndexEntry:
         folder=place.folder,
         create_time_ns=time.time_ns(),
         request_id="",
-        codebook_uri=codebook_uri(stored.index_version) if stored.index_version else "",
+        codebook_uri=codebook_uri(stored.index_version) if stored.codebook_uri else "",
         versions=tuple(
-            replace(each, codebook_uri=codebook_uri(each.number)) for each in stored.versions
+            replace(each, codebook_uri=codebook_uri(each.number) if each.codebook_uri else "")
+            for each in stored.versions
         ),
     )
 

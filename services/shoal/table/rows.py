@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -36,14 +36,17 @@ class DocumentRows:
     created_at_us: int
     # One or more, which cover the document's text.
     passages: Sequence[PassageSpan]
-    # Unit vectors: float32 [passages, dimension].
-    vectors: NDArray[np.float32]
+    # Unit vectors: float32 [passages, dimension]. None: the model that the table was made with is
+    # not asked any more.
+    vectors: NDArray[np.float32] | None
     # Microseconds since 1970, UTC; None means never.
     expires_at_us: int | None = None
     # One for each declared field, None where the document does not have it.
     values: Sequence[Value] = ()
     # The terms of each passage, as `pack_terms` packs them; empty if they are not known.
     terms: Sequence[bytes] = ()
+    # Unit vectors of other models, by model: float32 [passages, dimension of the model].
+    further: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,16 +66,17 @@ def build_batch(
     updated_at_us: int,
     dimension: int,
     fields: Sequence[Field] = (),
+    models: Sequence[schema.ModelVectors] = (),
 ) -> pa.RecordBatch:
     """Make the rows of operations, which get sequences from `first_sequence` upwards, one each.
 
-    fields: those that the table declares; every document has as many values.
+    fields: those that the table declares; every document has as many values. models: that the table
+    has vectors of beside its own; a document without vectors of one has nulls there.
     """
-    layout = schema.table_schema(dimension, fields)
+    layout = schema.table_schema(dimension, fields, models)
+    apart = {schema.VECTOR, schema.UPDATED_AT, *(each.column for each in models)}
     absent = (None,) * len(fields)
-    columns: dict[str, list[Any]] = {
-        field.name: [] for field in layout if field.name not in (schema.VECTOR, schema.UPDATED_AT)
-    }
+    columns: dict[str, list[Any]] = {field.name: [] for field in layout if field.name not in apart}
     appenders = [column.append for column in columns.values()]
     vectors: list[NDArray[np.float32] | None] = []
     for sequence, operation in enumerate(operations, first_sequence):
@@ -83,7 +87,8 @@ def build_batch(
             )
             vectors.append(None)
             continue
-        assert operation.vectors.shape == (len(operation.passages), dimension)
+        if operation.vectors is not None:
+            assert operation.vectors.shape == (len(operation.passages), dimension)
         vectors.append(operation.vectors)
         for ordinal, passage in enumerate(operation.passages):
             row = (
@@ -109,7 +114,17 @@ def build_batch(
     arrays[schema.UPDATED_AT] = pa.array(np.full(row_count, updated_at_us, dtype=np.int64)).cast(
         schema.TIMESTAMP
     )
-    arrays[schema.VECTOR] = _vector_array(vectors, dimension)
+    counts = [
+        1 if isinstance(operation, Tombstone) else len(operation.passages)
+        for operation in operations
+    ]
+    arrays[schema.VECTOR] = _vector_array(vectors, counts, dimension)
+    for each in models:
+        theirs = [
+            operation.further.get(each.model) if isinstance(operation, DocumentRows) else None
+            for operation in operations
+        ]
+        arrays[each.column] = _vector_array(theirs, counts, each.dimension)
     return pa.RecordBatch.from_arrays([arrays[name] for name in layout.names], schema=layout)
 
 
@@ -119,11 +134,13 @@ def _append(appenders: Sequence[Any], row: Sequence[Any]) -> None:
 
 
 def _vector_array(
-    vectors: Sequence[NDArray[np.float32] | None], dimension: int
+    vectors: Sequence[NDArray[np.float32] | None], counts: Sequence[int], dimension: int
 ) -> pa.FixedSizeListArray:
-    """Put vectors together; a None becomes a null row."""
-    nothing = np.zeros((1, dimension), dtype=np.float32)
-    blocks = [nothing if block is None else block for block in vectors]
+    """Put vectors together; a None becomes null rows. counts: rows of each."""
+    blocks = [
+        np.zeros((count, dimension), dtype=np.float32) if block is None else block
+        for block, count in zip(vectors, counts, strict=True)
+    ]
     flat = np.concatenate(blocks) if blocks else np.empty((0, dimension), dtype=np.float32)
     nulls = np.concatenate(
         [np.full(len(block), vector is None) for vector, block in zip(vectors, blocks, strict=True)]

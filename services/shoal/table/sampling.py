@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from shoal.table import schema
+from shoal.table.scanning import NUMBERS
 from shoal.table.table import PassageTable, vectors_of
-
-# Rows that are looked at at a time.
-SCAN_ROWS: Final = 65_536
 
 
 class PassageSample(NamedTuple):
@@ -29,7 +27,7 @@ def sample_passages(table: PassageTable, count: int, seed: int) -> PassageSample
     """
     random = np.random.default_rng(seed)
     row_ids, keys = np.empty(0, np.uint64), np.empty(0)
-    for batch in table.scan((schema.TOMBSTONE,), batch_rows=SCAN_ROWS):
+    for batch in table.scan((schema.TOMBSTONE,), reading=NUMBERS):
         # A row is kept by a random key of its own, if it is among the least.
         row_ids = np.concatenate([row_ids, batch.column(schema.ROW_ID).to_numpy()])
         keys = np.concatenate([keys, random.random(batch.num_rows)])

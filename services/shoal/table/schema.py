@@ -7,6 +7,7 @@ present state is the rows of its highest sequence; if that row is a tombstone, i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import pyarrow as pa
@@ -49,6 +50,12 @@ TERMS: Final = "terms"
 VECTOR: Final = "vector"
 # From when on the document is not to be found; null means never. The same in all its rows.
 EXPIRES_AT: Final = "expires_at"
+
+# The vectors of a model beside the one that the table was made with, by that model's fingerprint:
+# null in tombstones, and in rows that it has not encoded yet.
+VECTOR_PREFIX: Final = "vector_"
+# Key of such a column's metadata: `name@fingerprint`.
+MODEL_KEY: Final = b"shoal.model"
 
 # A declared field of the metadata, by its name. Null where a document does not have it.
 FIELD_PREFIX: Final = "field_"
@@ -93,8 +100,43 @@ def fields_of(layout: pa.Schema) -> tuple[Field, ...]:
     )
 
 
-def table_schema(dimension: int, fields: Sequence[Field] = ()) -> pa.Schema:
-    """Schema of a table whose vectors have `dimension` numbers."""
+@dataclass(frozen=True)
+class ModelVectors:
+    """The column of a model beside the one that a table was made with."""
+
+    # `name@fingerprint`.
+    model: str
+    # Numbers in a vector.
+    dimension: int
+
+    @property
+    def column(self) -> str:
+        """Its name."""
+        return VECTOR_PREFIX + self.model.rpartition("@")[2]
+
+    @property
+    def field(self) -> pa.Field:
+        """The column in a schema."""
+        kind = pa.list_(pa.float32(), self.dimension)
+        return pa.field(self.column, kind, metadata={MODEL_KEY: self.model.encode()})
+
+
+def models_of(layout: pa.Schema) -> tuple[ModelVectors, ...]:
+    """The models that a table has vectors of, but for the one that it was made with."""
+    return tuple(
+        ModelVectors(each.metadata[MODEL_KEY].decode(), each.type.list_size)
+        for each in layout
+        if each.metadata and MODEL_KEY in each.metadata
+    )
+
+
+def table_schema(
+    dimension: int, fields: Sequence[Field] = (), models: Sequence[ModelVectors] = ()
+) -> pa.Schema:
+    """Schema of a table whose vectors have `dimension` numbers.
+
+    models: that it has vectors of too.
+    """
     return pa.schema(
         [
             pa.field(SEQUENCE, pa.int64(), nullable=False),
@@ -115,6 +157,7 @@ def table_schema(dimension: int, fields: Sequence[Field] = ()) -> pa.Schema:
             pa.field(VECTOR, pa.list_(pa.float32(), dimension)),
             pa.field(EXPIRES_AT, TIMESTAMP),
             *(pa.field(field_column(each), arrow_type(each.kind)) for each in fields),
+            *(each.field for each in models),
         ],
         metadata={
             SCHEMA_VERSION_KEY: str(SCHEMA_VERSION).encode(),

@@ -339,8 +339,8 @@ def _file(job: CopyJob, copied: Copied) -> SnapshotFile:
 
 
 def _version_folder(entry: IndexEntry) -> Path | None:
-    """Where the files of the version in force are; None for exact search."""
-    if entry.index_version == versions.EXACT:
+    """Where the files of the version in force are; None for exact search, which has none."""
+    if entry.index_version == versions.EXACT or not entry.codebook_uri:
         return None
     folder = version_folder_of(entry.codebook_uri)
     remedy = "build and promote another version, or version 0, then take the snapshot again"
@@ -365,7 +365,7 @@ def _files_of(folder: Path) -> list[Path]:
 def _narrowed(entry: IndexEntry) -> IndexEntry:
     """The entry with the version in force alone: others have no files in the snapshot."""
     kept = tuple(each for each in entry.versions if each.number == entry.index_version)
-    return replace(entry, versions=kept, previous_version=None, request_id="")
+    return replace(entry, versions=kept, previous_version=None, request_id="", rollout=None)
 
 
 def _count_present(table: PassageTable, copying: Copying) -> tuple[int, int]:

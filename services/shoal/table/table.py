@@ -12,7 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, cast
 
 import lance
 import numpy as np
@@ -24,9 +24,22 @@ from shoal.filters.fields import Field
 from shoal.table import durability, maintenance, removal, schema
 from shoal.table.cursor import EMPTY_CURSOR, Cursor
 from shoal.table.errors import TableDamagedError, storage_errors
+from shoal.table.model_columns import ModelColumns
+from shoal.table.scanning import (
+    SWIFT,
+    Reading,
+    completed,
+    fragment_ids,
+    highest_sequence,
+    present_columns,
+    read_rows,
+    slot_conditions,
+    vector_column,
+    vectors_of,
+)
 from shoal.table.trimming import Trimmed
 
-__all__ = ["EMPTY_CURSOR", "Cursor", "PassageTable"]
+__all__ = ["EMPTY_CURSOR", "Cursor", "PassageTable", "vectors_of"]
 
 # Rows of a sample that are read at a time.
 SAMPLE_ROWS: Final = 16_384
@@ -43,30 +56,15 @@ _PIN: Final = "shoal-pin-"
 _Dataset = Any
 
 
-class Reading(NamedTuple):
-    """How much of a scan is in memory at once."""
-
-    # Of a batch: 4,096 x 384 float32 are 6 MiB.
-    batch_rows: int
-    # Lance reads ahead by as many bytes, and by as many batches; its own default is 2 GiB.
-    ahead_bytes: int
-    ahead_batches: int
-
-
-SWIFT: Final = Reading(4096, 64 << 20, 4)
-# For what goes on beside searches: as swift where the system has the files in memory, and it holds
-# 25 MB in place of 100 while a million vectors of 384 numbers are read.
-SPARING: Final = Reading(1024, 8 << 20, 1)
-_NUMBERS: Final = SWIFT._replace(batch_rows=65_536)
-
-
-class PassageTable:
+class PassageTable(ModelColumns):
     """The log of passages of one index, at one version."""
 
-    def __init__(self, uri: str, dataset: _Dataset) -> None:
+    def __init__(self, uri: str, dataset: _Dataset, model: str = "") -> None:
         """Use `create` or `open`."""
         self.uri = uri
-        self.dimension: int = dataset.schema.field(schema.VECTOR).type.list_size
+        # Which vectors it has, for whoever reads it: those of the column with this name.
+        self._vectors = vector_column(uri, dataset, model)
+        self.dimension: int = dataset.schema.field(self._vectors).type.list_size
         # That searches can filter by.
         self.fields: tuple[Field, ...] = schema.fields_of(dataset.schema)
         named = (dataset.schema.metadata or {}).get(schema.ANALYZER_KEY, b"")
@@ -96,8 +94,11 @@ class PassageTable:
         return cls.open(uri)
 
     @classmethod
-    def open(cls, uri: str, *, repair: bool = False) -> PassageTable:
+    def open(cls, uri: str, *, repair: bool = False, model: str = "") -> PassageTable:
         """Open a table at its latest version.
+
+        model: whose vectors are to be the table's, `name@fingerprint`, of those that were added;
+        empty: those of the model that it was made with. Everything else is the same.
 
         repair: first remove what a power cut left of an unfinished commit, and give a table of an
         older release the columns that it lacks; for the writer alone.
@@ -115,12 +116,19 @@ class PassageTable:
             _check_format(uri, dataset)
             if repair:
                 dataset = _upgraded(root, dataset)
-        return cls(uri, dataset)
+        return cls(uri, dataset, model)
 
     @property
     def version(self) -> int:
         """Version that this object stands at."""
         return cast(int, self._dataset.version)
+
+    def _settle(self, private: _Dataset) -> None:
+        """Go on with a version that was just committed."""
+        root = durability.local_path(self.uri)
+        if root is not None:
+            durability.sync_manifest(root, private.version)
+        self._move_to(private)
 
     @property
     def row_count(self) -> int:
@@ -130,7 +138,7 @@ class PassageTable:
     @property
     def fragment_count(self) -> int:
         """Files that hold the rows of this version."""
-        return len(_fragment_ids(self._dataset))
+        return len(fragment_ids(self._dataset))
 
     def refresh(self) -> int:
         """Move on to the latest version, and return it. 0.1 ms if there is no newer one."""
@@ -148,23 +156,28 @@ class PassageTable:
     def last_sequence(self) -> int:
         """Highest sequence that the table ever had; -1 in an empty one. Reads that column."""
         dataset = self._dataset
-        highest = _highest_sequence(self.uri, dataset, _fragment_ids(dataset))
+        highest = highest_sequence(self.uri, dataset, fragment_ids(dataset))
         return max(highest, removal.trimmed_of(dataset).highest)
 
     def append(self, rows: pa.Table | pa.RecordBatch) -> int:
         """Append rows, and return the version that holds them. Durable when it returns.
 
-        rows: of `table_schema(dimension, fields)`; sequences above all that the table has.
+        rows: of `table_schema(dimension, fields, models)`, of the models that the table has or of
+        fewer; sequences above all that the table has.
         Raises StorageFullError, and then the rows may or may not be in the table later: appending
         them again, with new sequences, is harmless.
         """
-        assert rows.schema.equals(schema.table_schema(self.dimension, self.fields)), rows.schema
+        models = schema.models_of(rows.schema)
+        expected = schema.table_schema(self.dimension, self.fields, models)
+        assert rows.schema.equals(expected), rows.schema
         if isinstance(rows, pa.RecordBatch):
             rows = pa.Table.from_batches([rows])
         if not self.analyzer:
             rows = rows.drop_columns([schema.TERMS])
         root = durability.local_path(self.uri)
         with self._appending, storage_errors(self.uri):
+            # A model may have left since they were made.
+            rows = rows.drop_columns([each.column for each in models if each not in self.models])
             transaction = write_fragments(
                 rows, self._dataset, mode="append", return_transaction=True
             )
@@ -191,13 +204,14 @@ class PassageTable:
         slots: only these, from the first to one before the last. Order: not defined.
         """
         dataset = self._dataset
-        return _read(
+        return read_rows(
             self.uri,
             dataset,
-            _fragment_ids(dataset),
+            fragment_ids(dataset),
             columns=[*columns, schema.VECTOR] if with_vectors else columns,
-            conditions=_slot_conditions(slots),
+            conditions=slot_conditions(slots),
             reading=reading,
+            vectors=self._vectors,
         )
 
     def changes(
@@ -215,23 +229,24 @@ class PassageTable:
         are not among them: ask that first.
         """
         dataset = self._dataset
-        fragments = _fragment_ids(dataset)
+        fragments = fragment_ids(dataset)
         fresh = [each for each in fragments if each not in since.fragments]
-        highest = _highest_sequence(self.uri, dataset, fresh)
+        highest = highest_sequence(self.uri, dataset, fresh)
         # What is trimmed is seen too, by its absence.
         sequence = max(since.sequence, highest, removal.trimmed_of(dataset).highest)
         cursor = Cursor(dataset.version, sequence, frozenset(fragments))
         if sequence == since.sequence:
             return iter(()), cursor
-        conditions = _slot_conditions(slots)
+        conditions = slot_conditions(slots)
         if since.sequence >= 0:
             conditions.append(f"{schema.SEQUENCE} > {since.sequence}")
-        batches = _read(
+        batches = read_rows(
             self.uri,
             dataset,
             fresh,
             columns=columns,
             conditions=conditions,
+            vectors=self._vectors,
         )
         return batches, cursor
 
@@ -244,11 +259,11 @@ class PassageTable:
         """
         wanted = [int(each) for each in row_ids]
         dataset = self._dataset
-        present = _present(dataset, columns)
+        present = present_columns(dataset, columns)
         with storage_errors(self.uri):
             # `take` goes by position; this one goes by id.
             rows = dataset._take_rows(wanted, columns=[*present, schema.ROW_ID])  # noqa: SLF001
-            return _completed(rows, columns)
+            return completed(rows, columns)
 
     def sample_vectors(self, count: int, seed: int) -> NDArray[np.float32]:
         """Read up to `count` vectors of rows chosen at random: float32 [n, dimension].
@@ -264,7 +279,7 @@ class PassageTable:
             chunk = np.sort(positions[first : first + min(SAMPLE_ROWS, missing)])
             first += len(chunk)
             with storage_errors(self.uri):
-                column = dataset.take(chunk.tolist(), columns=[schema.VECTOR])[schema.VECTOR]
+                column = dataset.take(chunk.tolist(), columns=[self._vectors])[self._vectors]
             samples.append(vectors_of(column.drop_null(), self.dimension))
             missing -= len(samples[-1])
         return np.concatenate(samples) if samples else np.empty((0, self.dimension), np.float32)
@@ -396,16 +411,6 @@ class PassageTable:
                 self._dataset = dataset
 
 
-def vectors_of(column: pa.Array | pa.ChunkedArray, dimension: int) -> NDArray[np.float32]:
-    """Look at a column of vectors without nulls as float32 [n, dimension]."""
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
-    assert column.null_count == 0
-    # `flatten` heeds the offset of a slice, which `values` does not.
-    flat = column.flatten().to_numpy(zero_copy_only=True)
-    return cast("NDArray[np.float32]", flat.reshape(-1, dimension))
-
-
 def _check_format(uri: str, dataset: _Dataset) -> None:
     stored = (dataset.schema.metadata or {}).get(schema.SCHEMA_VERSION_KEY)
     if stored is None:
@@ -430,64 +435,3 @@ def _upgraded(root: Path | None, dataset: _Dataset) -> _Dataset:
         if root is not None:
             durability.sync_manifest(root, dataset.version)
     return dataset
-
-
-def _present(dataset: _Dataset, columns: Sequence[str]) -> list[str]:
-    """Those of the columns that a table of an older release has."""
-    names = set(dataset.schema.names)
-    return [each for each in columns if each in names]
-
-
-def _completed(rows: Any, columns: Sequence[str]) -> Any:
-    """Rows with those columns that an older release does not write, as nulls."""
-    fields = schema.table_schema(1)
-    for at, name in enumerate(columns):
-        if name not in rows.schema.names:
-            field = fields.field(name)
-            rows = rows.add_column(at, field, pa.nulls(rows.num_rows, field.type))
-    return rows
-
-
-def _fragment_ids(dataset: _Dataset) -> list[int]:
-    return list(dataset.fragment_ids())
-
-
-def _highest_sequence(uri: str, dataset: _Dataset, fragments: Sequence[int]) -> int:
-    highest = -1
-    for batch in _read(uri, dataset, fragments, columns=[schema.SEQUENCE], reading=_NUMBERS):
-        if batch.num_rows:
-            highest = max(highest, pc.max(batch.column(schema.SEQUENCE)).as_py())
-    return highest
-
-
-def _slot_conditions(slots: tuple[int, int] | None) -> list[str]:
-    if slots is None:
-        return []
-    first, end = slots
-    return [f"{schema.SLOT} >= {first}", f"{schema.SLOT} < {end}"]
-
-
-def _read(
-    uri: str,
-    dataset: _Dataset,
-    fragments: Sequence[int],
-    *,
-    columns: Sequence[str],
-    conditions: Sequence[str] = (),
-    reading: Reading = SWIFT,
-) -> Iterator[pa.RecordBatch]:
-    if not fragments:
-        return
-    with storage_errors(uri):
-        scanner = dataset.scanner(
-            columns=_present(dataset, columns),
-            filter=" AND ".join(conditions) or None,
-            fragments=[dataset.get_fragment(each) for each in fragments],
-            with_row_id=True,
-            scan_in_order=False,
-            batch_size=reading.batch_rows,
-            batch_readahead=reading.ahead_batches,
-            fragment_readahead=reading.ahead_batches,
-            io_buffer_size=reading.ahead_bytes,
-        )
-        yield from (_completed(batch, columns) for batch in scanner.to_batches())

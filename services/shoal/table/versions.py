@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 State = Literal["building", "ready", "failed"]
 
-# Version 0 is exact search: always there, and never listed.
+# Version 0 is exact search by the model that the index was made with: there until that model is
+# dropped with it, and never listed.
 EXACT: Final = 0
 # Failed builds that are remembered, so that a build which fails every minute does not fill the
 # catalogue.
@@ -61,6 +62,23 @@ class VersionRecord:
     message: str = ""
     # How it is searched, as the protos number it; 0 while that is not known.
     kind: int = 0
+    # Folder of the encoder's bundle, if it is not the one that the index was made with.
+    encoder_bundle: str = ""
+    # Numbers in its vectors; 0 for those of the index.
+    dimension: int = 0
+    # Whether its model has encoded every passage, so that none may be written without.
+    encoded: bool = False
+
+
+@dataclass(frozen=True)
+class RolloutRecord:
+    """A version on its way to serve."""
+
+    candidate: int
+    # Part of the queries that are run in it too, in the background.
+    shadow_share: float = 0.0
+    # Part of the callers that are answered from it.
+    canary_share: float = 0.0
 
 
 Change = Callable[["IndexEntry"], "IndexEntry"]
@@ -74,14 +92,58 @@ def find(entry: IndexEntry, number: int) -> VersionRecord:
     raise VersionNotFoundError(entry.name, number, [each.number for each in entry.versions])
 
 
-def begin(entry: IndexEntry, *, now_ns: int, promote: bool) -> IndexEntry:
-    """Enter a version that is being built. Raises BuildInProgressError."""
+def model_in_force(entry: IndexEntry) -> tuple[str, str, int]:
+    """Model, bundle and dimension of the version in force; "" and 0 where they are the index's."""
+    for version in entry.versions:
+        if version.number == entry.index_version:
+            return version.encoder_model, version.encoder_bundle, version.dimension
+    return entry.encoder_model, "", 0
+
+
+def further_models(entry: IndexEntry) -> dict[str, VersionRecord]:
+    """The models beside the index's own that encode what is written, and a version of each.
+
+    Of several versions of one model, one whose passages are all encoded, if there is one.
+    """
+    models: dict[str, VersionRecord] = {}
+    for each in sorted(entry.versions, key=lambda version: version.encoded):
+        if each.state != "failed" and each.encoder_bundle:
+            models[each.encoder_model] = each
+    return models
+
+
+def begin(
+    entry: IndexEntry,
+    *,
+    now_ns: int,
+    promote: bool,
+    encoder_model: str = "",
+    encoder_bundle: str = "",
+    dimension: int = 0,
+) -> IndexEntry:
+    """Enter a version that is being built. Raises BuildInProgressError.
+
+    encoder_model, encoder_bundle, dimension: of another model than the index's own; without it the
+    version has the model of the one in force.
+    """
     for version in entry.versions:
         if version.state == "building":
             raise BuildInProgressError(entry.name, version.number)
     number = entry.last_version + 1
+    if not encoder_model:
+        encoder_model, encoder_bundle, dimension = model_in_force(entry)
+    elif encoder_model == entry.encoder_model:
+        encoder_bundle, dimension = "", 0
+    before = further_models(entry).get(encoder_model)
     record = VersionRecord(
-        number, "building", now_ns, promote=promote, encoder_model=entry.encoder_model
+        number,
+        "building",
+        now_ns,
+        promote=promote,
+        encoder_model=encoder_model,
+        encoder_bundle=encoder_bundle,
+        dimension=dimension,
+        encoded=before is not None and before.encoded,
     )
     failed = [each.number for each in entry.versions if each.state == "failed"]
     forgotten = set(failed[: max(0, len(failed) - KEPT_FAILED + 1)])
@@ -95,7 +157,15 @@ def finish(entry: IndexEntry, ended: VersionRecord) -> IndexEntry:
     Raises VersionNotFoundError; VersionConflictError if it has ended otherwise.
     """
     before = find(entry, ended.number)
-    ended = replace(ended, create_time_ns=before.create_time_ns, promote=before.promote)
+    ended = replace(
+        ended,
+        create_time_ns=before.create_time_ns,
+        promote=before.promote,
+        encoder_model=before.encoder_model,
+        encoder_bundle=before.encoder_bundle,
+        dimension=before.dimension,
+        encoded=before.encoded,
+    )
     if before.state != "building":
         if before.state == ended.state:
             return entry  # It was told before.
@@ -108,6 +178,37 @@ def finish(entry: IndexEntry, ended: VersionRecord) -> IndexEntry:
     return promote(entry, ended.number) if ended.promote and ended.state == "ready" else entry
 
 
+def note_encoded(entry: IndexEntry, number: int) -> IndexEntry:
+    """Note that the model of a version encodes every passage from now on."""
+    noted = replace(find(entry, number), encoded=True)
+    versions = tuple(noted if each.number == number else each for each in entry.versions)
+    return replace(entry, versions=versions)
+
+
+def change_rollout(entry: IndexEntry, rollout: RolloutRecord | None) -> IndexEntry:
+    """Begin, change or end a rollout.
+
+    Raises VersionNotFoundError, VersionNotReadyError; VersionServesError if the candidate is in
+    force.
+    """
+    if rollout is not None:
+        if rollout.candidate == entry.index_version:
+            raise VersionServesError(entry.name, rollout.candidate)
+        if rollout.candidate != EXACT or entry.retired:
+            version = find(entry, rollout.candidate)
+            if version.state != "ready":
+                raise VersionNotReadyError(
+                    entry.name, version.number, version.state, version.message
+                )
+    return replace(entry, rollout=rollout)
+
+
+def _without_candidate(entry: IndexEntry, numbers: Set[int]) -> IndexEntry:
+    """End a rollout whose candidate is one of some versions."""
+    ends = entry.rollout is not None and entry.rollout.candidate in numbers
+    return replace(entry, rollout=None) if ends else entry
+
+
 def promote(entry: IndexEntry, number: int, expected: int | None = None) -> IndexEntry:
     """Put a version in force.
 
@@ -116,6 +217,8 @@ def promote(entry: IndexEntry, number: int, expected: int | None = None) -> Inde
     """
     if entry.index_version == number:
         return entry
+    if number == EXACT and entry.retired:
+        raise VersionNotFoundError(entry.name, number, [each.number for each in entry.versions])
     if expected is not None and entry.index_version != expected:
         raise VersionConflictError(
             f"version {entry.index_version} of index {entry.name!r} is in force, and not "
@@ -128,7 +231,7 @@ def promote(entry: IndexEntry, number: int, expected: int | None = None) -> Inde
             raise VersionNotReadyError(entry.name, number, version.state, version.message)
         codebook_uri = version.codebook_uri
     return replace(
-        entry,
+        _without_candidate(entry, {number}),
         index_version=number,
         codebook_uri=codebook_uri,
         previous_version=entry.index_version,
@@ -153,7 +256,8 @@ def retire(entry: IndexEntry, keep: int, serving: Set[int]) -> IndexEntry:
 
     serving: versions that answer, in force or not.
     """
-    needed = {entry.index_version, entry.previous_version, *serving}
+    candidates = set() if entry.rollout is None else {entry.rollout.candidate}
+    needed = {entry.index_version, entry.previous_version, *serving, *candidates}
     ready = [
         each.number
         for each in entry.versions
@@ -164,19 +268,50 @@ def retire(entry: IndexEntry, keep: int, serving: Set[int]) -> IndexEntry:
     return replace(entry, versions=kept)
 
 
+def own_versions(entry: IndexEntry) -> set[int]:
+    """Versions of the model that an index was made with: 0 among them."""
+    return {EXACT, *(each.number for each in entry.versions if not each.encoder_bundle)}
+
+
+def _retire_own_model(entry: IndexEntry) -> IndexEntry:
+    """Let go of the model that an index was made with, and of all versions that have it.
+
+    Raises VersionNotFoundError if it is gone, VersionServesError if a version of it serves, and
+    BuildInProgressError.
+    """
+    if entry.retired:
+        raise VersionNotFoundError(entry.name, EXACT, [each.number for each in entry.versions])
+    own = own_versions(entry)
+    if entry.index_version in own:
+        raise VersionServesError(entry.name, entry.index_version)
+    for version in entry.versions:
+        if version.number in own and version.state == "building":
+            raise BuildInProgressError(entry.name, version.number)
+    previous = entry.previous_version
+    return replace(
+        _without_candidate(entry, own),
+        versions=tuple(each for each in entry.versions if each.number not in own),
+        previous_version=None if previous in own else previous,
+        encoder_model="",
+        retired=True,
+    )
+
+
 def drop(entry: IndexEntry, number: int) -> IndexEntry:
-    """Take a version out.
+    """Take a version out; with version 0 the model goes that the index was made with.
 
     Raises VersionNotFoundError, VersionServesError, BuildInProgressError.
     """
     if number == entry.index_version:
         raise VersionServesError(entry.name, number)
+    if number == EXACT:
+        return _retire_own_model(entry)
     version = find(entry, number)
     if version.state == "building":
         raise BuildInProgressError(entry.name, number)
     previous = entry.previous_version
     return replace(
-        entry,
+        _without_candidate(entry, {number}),
         versions=tuple(each for each in entry.versions if each.number != number),
         previous_version=None if previous == number else previous,
     )

@@ -87,6 +87,11 @@ class Committer:
             self._commits = asyncio.create_task(self._commit_all())
         return done
 
+    async def settled(self) -> None:
+        """Wait until what was handed in before is in the table, or has failed."""
+        waiting = [each.done for each in (*self._in_flight, *self._pending)]
+        await asyncio.gather(*waiting, return_exceptions=True)
+
     def watch(self) -> None:
         """Remember which documents are written from now on, or are on their way to the table."""
         on_their_way = (*self._in_flight, *self._pending)
@@ -177,6 +182,7 @@ class Committer:
             updated_at_us=time.time_ns() // 1000,
             dimension=self.table.dimension,
             fields=self.table.fields,
+            models=self.table.models,
         )
         return self.table.append(rows)
 

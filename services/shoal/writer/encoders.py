@@ -64,6 +64,8 @@ class Encoded:
 class _Encoder:
     address: str
     channel: grpc.aio.Channel
+    # `name@fingerprint`; empty while it is not known.
+    model: str = ""
     in_flight: int = 0
     failures: int = 0
     rests_until_s: float = 0.0
@@ -89,6 +91,8 @@ class EncoderPool:
         """Empty until `follow` is called."""
         self._settings = settings
         self._encoders: dict[str, _Encoder] = {}
+        # What new indexes are encoded with; empty while it is not known.
+        self._default_model = ""
         self._freed = asyncio.Event()
         self._answered_at_s = time.monotonic()
         self._closing: set[asyncio.Task[None]] = set()
@@ -100,16 +104,23 @@ class EncoderPool:
 
     def follow(self, topology: Topology) -> None:
         """Use the encoders of a topology; calls under way to others are let finish."""
+        self._default_model = topology.default_encoder_model
         wanted = {
-            each.address
+            each.address: each.model
             for each in topology.instances
             if each.role == Role.ROLE_ENCODER and each.address
         }
-        for address in self._encoders.keys() - wanted:
+        for address in self._encoders.keys() - wanted.keys():
             self._close_later(self._encoders.pop(address))
-        for address in wanted - self._encoders.keys():
-            self._encoders[address] = _Encoder(address, open_channel(address))
+        for address, model in wanted.items():
+            if address not in self._encoders:
+                self._encoders[address] = _Encoder(address, open_channel(address))
+            self._encoders[address].model = model
         self._freed.set()
+
+    def serves(self, model: str) -> bool:
+        """True if an encoder is known to serve a model."""
+        return any(each.model == model for each in self._encoders.values())
 
     async def close(self) -> None:
         """Close all channels."""
@@ -118,8 +129,11 @@ class EncoderPool:
         self._encoders.clear()
         await asyncio.gather(*self._closing)
 
-    async def encode(self, texts: Sequence[str], deadline: Deadline) -> Encoded:
+    async def encode(self, texts: Sequence[str], deadline: Deadline, model: str = "") -> Encoded:
         """Encode passages, in calls of bounded size, several at once.
+
+        model: that is to do it, `name@fingerprint`; empty: that of new indexes. Where no encoder is
+        known to serve it, whichever is there is asked, and says in the answer which it is.
 
         Takes as long as it takes while encoders answer at all: a long document is a lot of work.
         Raises ServiceError: ENCODER_UNAVAILABLE once none has answered for `encoder_patience_s`, or
@@ -129,7 +143,9 @@ class EncoderPool:
         assert texts
         size = self._settings.encode_batch
         batches = [texts[first : first + size] for first in range(0, len(texts), size)]
-        tasks = [asyncio.create_task(self._encode_batch(batch, deadline)) for batch in batches]
+        tasks = [
+            asyncio.create_task(self._encode_batch(batch, deadline, model)) for batch in batches
+        ]
         try:
             parts = await asyncio.gather(*tasks)
         finally:
@@ -144,11 +160,11 @@ class EncoderPool:
             )
         return Encoded(np.concatenate([part.vectors for part in parts]), models.pop())
 
-    async def _encode_batch(self, texts: Sequence[str], deadline: Deadline) -> Encoded:
+    async def _encode_batch(self, texts: Sequence[str], deadline: Deadline, model: str) -> Encoded:
         last = "there is none in the topology" if self.empty else "all are busy"
         begun_at_s = time.monotonic()
         while True:
-            encoder = await self._acquire(begun_at_s, deadline)
+            encoder = await self._acquire(begun_at_s, deadline, model)
             if encoder is None:
                 raise ServiceError(
                     Reason.REASON_ENCODER_UNAVAILABLE,
@@ -174,7 +190,15 @@ class EncoderPool:
                 encoder.in_flight -= 1
                 self._freed.set()
 
-    async def _acquire(self, begun_at_s: float, deadline: Deadline) -> _Encoder | None:
+    def _suited(self, model: str) -> list[_Encoder]:
+        """The encoders of a model; of those that nobody knows the model of, if there are none."""
+        encoders = list(self._encoders.values())
+        for wanted in (model or self._default_model, ""):
+            if suited := [each for each in encoders if each.model == wanted]:
+                return suited
+        return encoders
+
+    async def _acquire(self, begun_at_s: float, deadline: Deadline, model: str) -> _Encoder | None:
         """Wait for an encoder that has room. None if that took too long."""
         while not deadline.passed:
             now_s = time.monotonic()
@@ -183,7 +207,7 @@ class EncoderPool:
                 return None
             free = [
                 each
-                for each in self._encoders.values()
+                for each in self._suited(model)
                 if each.in_flight < self._settings.encode_calls and each.rests_until_s <= now_s
             ]
             if free:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 import time
 from collections.abc import Callable, Set
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from shoal.rpc.errors import ServiceError
 from shoal.table import Catalogue, IndexEntry, IndexNotFoundError, PassageTable, versions
 from shoal.table.feedback import FeedbackTable
 from shoal.table.restoring import Place
+from shoal.table.schema import ModelVectors
 from shoal.table.versions import VersionRecord
 from shoal.v1.errors_pb2 import Reason
 from shoal.v1.search_pb2 import SearchKind
@@ -26,7 +28,7 @@ from shoal.writer.commit import Committer
 from shoal.writer.config import WriterSettings
 from shoal.writer.drift import DriftThread, DriftWatch
 from shoal.writer.feedback import FeedbackLog
-from shoal.writer.versions import version_message
+from shoal.writer.versions import rollout_message, version_message
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -52,6 +54,23 @@ class OpenIndex:
         await self.committer.close()
         await self.feedback.close()
         await self.drift.close()
+
+    @property
+    def further_models(self) -> dict[str, bool]:
+        """Models beside its own that encode what is written; True for those that must."""
+        models = versions.further_models(self.entry)
+        return {model: version.encoded for model, version in models.items()}
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A version that is being built."""
+
+    number: int
+    # For its files.
+    folder: str
+    # For what its model encodes, until the table takes it.
+    vectors_folder: str
 
 
 class Indexes:
@@ -204,18 +223,59 @@ class Indexes:
         async with self._changing:
             await self._in_thread(self._held.release, place.name, place.folder)
 
-    async def begin_version(self, uid: str, *, promote: bool) -> tuple[OpenIndex, int, str]:
-        """Enter a version that is being built; return its number, and the folder for its files.
+    async def begin_version(
+        self,
+        uid: str,
+        *,
+        promote: bool,
+        encoder_model: str = "",
+        encoder_bundle: str = "",
+        dimension: int = 0,
+    ) -> tuple[OpenIndex, Begun]:
+        """Enter a version that is being built; from now on its model encodes what is written.
 
         Raises IndexNotFoundError, BuildInProgressError, StorageFullError.
         """
 
         def change(entry: IndexEntry) -> IndexEntry:
-            return versions.begin(entry, now_ns=time.time_ns(), promote=promote)
+            return versions.begin(
+                entry,
+                now_ns=time.time_ns(),
+                promote=promote,
+                encoder_model=encoder_model,
+                encoder_bundle=encoder_bundle,
+                dimension=dimension,
+            )
 
         index = await self._change_versions(uid, change)
         number = index.entry.last_version
-        return index, number, self._held.version_uri(index.entry, number)
+        version = versions.find(index.entry, number)
+        vectors_folder = ""
+        if version.encoder_bundle:
+            vectors_folder = self._held.vectors_uri(index.entry, version.encoder_model)
+        folder = self._held.version_uri(index.entry, number)
+        return index, Begun(number, folder, vectors_folder)
+
+    async def adopt_vectors(self, uid: str, number: int) -> tuple[int, int]:
+        """Take what a version's model has encoded into the table.
+
+        Returns how many passages got their vectors, and how many have none yet. From now on no
+        passage is written without. Raises IndexNotFoundError, VersionNotFoundError,
+        StorageFullError.
+        """
+        index = await self._change_versions(uid, lambda entry: versions.note_encoded(entry, number))
+        # What was on its way may lack them.
+        await index.committer.settled()
+        model = versions.find(index.entry, number).encoder_model
+        folder = Path(self._held.vectors_uri(index.entry, model))
+        return await index.committer.cleaner.adopt(model, folder)
+
+    async def change_rollout(self, name: str, rollout: versions.RolloutRecord | None) -> OpenIndex:
+        """Begin, change or end a rollout. Raises what `versions.change_rollout` does."""
+        uid = self.get(name).entry.uid
+        return await self._change_versions(
+            uid, lambda entry: versions.change_rollout(entry, rollout)
+        )
 
     async def finish_version(self, uid: str, ended: VersionRecord) -> OpenIndex:
         """Enter how a build ended.
@@ -224,7 +284,9 @@ class Indexes:
         """
         if ended.state == "failed":
             async with self._changing:
-                return self._update(await self._in_thread(self._held.fail_version, uid, ended))
+                index = self._update(await self._in_thread(self._held.fail_version, uid, ended))
+                await self._suit_models(index)
+                return index
         return await self._change_versions(uid, lambda entry: versions.finish(entry, ended))
 
     async def promote(self, name: str, number: int, expected: int | None) -> OpenIndex:
@@ -275,7 +337,30 @@ class Indexes:
 
     async def _change_versions(self, uid: str, change: versions.Change) -> OpenIndex:
         async with self._changing:
-            return self._update(await self._in_thread(self._held.change_versions, uid, change))
+            index = self._update(await self._in_thread(self._held.change_versions, uid, change))
+            await self._suit_models(index)
+            return index
+
+    async def _suit_models(self, index: OpenIndex) -> None:
+        """Have the table hold the vectors of those models that a version has, and no others.
+
+        Those of versions that failed stay, so that another build goes on with what is encoded.
+        """
+        wanted = {
+            each.encoder_model: ModelVectors(
+                each.encoder_model, each.dimension or index.table.dimension
+            )
+            for each in index.entry.versions
+            if each.encoder_bundle
+        }
+        held = {each.model for each in index.table.models}
+        for model in held - wanted.keys():
+            await self._in_thread(index.table.drop_model, model)
+        for model in wanted.keys() - held:
+            await self._in_thread(index.table.add_model, wanted[model])
+        folders = {self._held.vectors_uri(index.entry, model) for model in wanted}
+        root = self._held.vectors_root(index.entry)
+        await self._in_thread(_remove_others, root, folders)
 
     async def check_model(self, index: OpenIndex, model: str) -> None:
         """Make sure that an index is only ever encoded by one model: the first that encodes.
@@ -335,7 +420,9 @@ class Indexes:
             self._drift,
             self.tokenize,
         )
-        return OpenIndex(entry, table, committer, feedback, drift)
+        index = OpenIndex(entry, table, committer, feedback, drift)
+        await self._suit_models(index)
+        return index
 
     async def _in_thread(
         self, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs
@@ -352,6 +439,13 @@ def _unpin_all(table: PassageTable) -> None:
     if names:
         # What was purged meanwhile is in their files, and nobody knows that any more.
         table.drop_history()
+
+
+def _remove_others(root: Path, kept: Set[str]) -> None:
+    """Remove the folders of models that no version has any more."""
+    for path in root.iterdir() if root.is_dir() else ():
+        if str(path) not in kept:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def describe_index(index: OpenIndex) -> CatalogEntry:
@@ -375,6 +469,10 @@ def describe_index(index: OpenIndex) -> CatalogEntry:
         fields=field_messages(entry.fields),
         feedback_disabled=entry.feedback_disabled,
         drift_alert=index.drift.alert,
+        rollout=None if entry.rollout is None else rollout_message(entry.rollout),
+        codebook_uris={
+            each.number: each.codebook_uri for each in entry.versions if each.codebook_uri
+        },
     )
     described.create_time.FromNanoseconds(entry.create_time_ns)
     return described

@@ -7,8 +7,8 @@ processor, done in a thread.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,10 @@ from shoal.table import DocumentRows, PassageSpan
 from shoal.v1.documents_pb2 import UpsertDocumentsRequest, UpsertFailure
 from shoal.v1.status import reason_name
 from shoal.writer.config import WriterSettings
+from shoal.writer.shown import ShownTexts
 from shoal.writer.splitting import SplitBounds, split_text
 from shoal.writer.tokens import Measure
-from shoal.writer.validation import ValidDocument, check_document, shown_to_models
+from shoal.writer.validation import ValidDocument, check_document
 
 # Tokens that a model adds at the beginning and the end, and the full stop after a title.
 _EXTRA_TOKENS = 3
@@ -34,10 +35,15 @@ class PreparedDocument:
     number: int
     document: ValidDocument
     passages: Sequence[PassageSpan]
-    # What the encoder reads, one a passage. Empty if the document brought its vector.
-    texts: Sequence[str]
+    # What an encoder reads, one a passage.
+    shown: Sequence[str]
     # The terms of each passage, packed; empty if the table keeps none.
     terms: Sequence[bytes]
+
+    @property
+    def texts(self) -> Sequence[str]:
+        """What the encoder of the index must read. Empty if the document brought its vector."""
+        return self.shown if self.document.vector is None else ()
 
 
 @dataclass
@@ -54,17 +60,33 @@ class PreparedChunk:
         """What the encoder must read."""
         return [text for each in self.documents for text in each.texts]
 
-    def rows(self, vectors: NDArray[np.float32] | None, now_us: int) -> list[DocumentRows]:
-        """Put documents and the vectors of `texts` together."""
+    @property
+    def shown(self) -> list[str]:
+        """What any other encoder must read: of the documents too that brought their vectors."""
+        return [text for each in self.documents for text in each.shown]
+
+    def rows(
+        self,
+        vectors: NDArray[np.float32] | None,
+        now_us: int,
+        further: Mapping[str, NDArray[np.float32]] | None = None,
+    ) -> list[DocumentRows]:
+        """Put documents and the vectors of `texts` together.
+
+        vectors: None if there are no texts, or the index's own model is not asked any more.
+        further: the vectors of `shown` that other models have made, by model.
+        """
         rows: list[DocumentRows] = []
-        first = 0
+        first = passage = 0
         for each in self.documents:
             own = each.document.vector
-            if own is None:
-                assert vectors is not None
+            if own is None and vectors is not None:
                 own = vectors[first : first + len(each.texts)]
                 first += len(each.texts)
-            rows.append(_rows_of(each, own, now_us))
+            end = passage + len(each.shown)
+            others = {model: made[passage:end] for model, made in (further or {}).items()}
+            passage = end
+            rows.append(replace(_rows_of(each, own, now_us), further=others))
         return rows
 
 
@@ -78,16 +100,20 @@ class Preparer:
         dimension: int,
         fields: Sequence[Field] = (),
         analyzer: str = "",
+        *,
+        takes_vectors: bool = True,
     ) -> None:
         """Measure: how the encoder of the index sees texts. fields: that the index declares.
 
-        analyzer: of the index's table.
+        analyzer: of the index's table. takes_vectors: whether documents may bring vectors.
         """
+        self._takes_vectors = takes_vectors
         self._settings = settings
         self._measure = measure
         self._dimension = dimension
         self._fields = fields
         self._analyzer = analyzer_of(analyzer)
+        self._shown = ShownTexts(measure, settings.title_tokens, settings.passage_chars)
 
     def prepare(self, requests: Sequence[UpsertDocumentsRequest]) -> PreparedChunk:
         """Prepare messages, one or more. Documents that are wrong become failures."""
@@ -103,11 +129,19 @@ class Preparer:
         if not request.HasField("document"):
             raise InvalidFieldError("document", "is missing")
         document = check_document(request.document, self._dimension, self._fields)
+        if document.vector is not None and not self._takes_vectors:
+            raise InvalidFieldError(
+                "document.vector",
+                "is given, but the model that the index was made with is gone from it: write the "
+                "document without a vector",
+            )
         if document.vector is not None:
             whole = PassageSpan(0, len(document.text), document.text)
             terms = self._terms(document.title, [whole])
-            return PreparedDocument(request.number, document, [whole], (), terms)
-        title, title_tokens = self._shown_title(document.title)
+            title, _ = self._shown.title(document.title)
+            texts = [self._shown.passage(title, document.text)]
+            return PreparedDocument(request.number, document, [whole], texts, terms)
+        title, title_tokens = self._shown.title(document.title)
         room = self._measure.model_tokens - _EXTRA_TOKENS - title_tokens
         max_tokens = max(1, min(self._settings.passage_tokens, room))
         bounds = SplitBounds(
@@ -116,11 +150,9 @@ class Preparer:
             # Where a title leaves little room, half of it is still for what is new.
             min(self._settings.passage_overlap_tokens, max_tokens // 2),
         )
-        shown = shown_to_models(document.text)
         spans = split_text(document.text, bounds, self._measure.tokens)
         passages = [PassageSpan(start, end, document.text[start:end]) for start, end in spans]
-        prefix = f"{title}. " if title else ""
-        texts = [prefix + shown[start:end].strip() for start, end in spans]
+        texts = [self._shown.passage(title, each.text) for each in passages]
         terms = self._terms(document.title, passages)
         return PreparedDocument(request.number, document, passages, texts, terms)
 
@@ -130,17 +162,6 @@ class Preparer:
             return []
         titles = self._analyzer.terms(title)
         return [pack_terms(titles + self._analyzer.terms(each.text)) for each in passages]
-
-    def _shown_title(self, title: str) -> tuple[str, int]:
-        """The title as the model is to read it, and its tokens."""
-        shown = " ".join(shown_to_models(title).split())
-        if not shown:
-            return "", 0
-        tokens = self._measure.tokens(shown)
-        limit = self._settings.title_tokens
-        if len(tokens) <= limit:
-            return shown[: self._settings.passage_chars], len(tokens)
-        return shown[: tokens[limit][0]].rstrip(), limit
 
 
 def failure_of(number: int, document_id: str, error: ServiceError) -> UpsertFailure:
@@ -153,7 +174,9 @@ def failure_of(number: int, document_id: str, error: ServiceError) -> UpsertFail
     )
 
 
-def _rows_of(prepared: PreparedDocument, vectors: NDArray[np.float32], now_us: int) -> DocumentRows:
+def _rows_of(
+    prepared: PreparedDocument, vectors: NDArray[np.float32] | None, now_us: int
+) -> DocumentRows:
     document = prepared.document
     created_at_us = document.created_at_us
     return DocumentRows(

@@ -271,10 +271,11 @@ class WriterService(
         if not self._follower.topology.epoch:
             return None
         return {
-            layout.index_version
+            getattr(index, name).index_version
             for index in self._follower.topology.indexes
             if index.uid == uid
-            for layout in (index.serving, index.preparing, index.standby)
+            for name in ("serving", "preparing", "standby", "candidate")
+            if index.HasField(name)
         }
 
     def _refuse_while_draining(self) -> None:

@@ -14,13 +14,14 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
 from shoal.internal.v1.writer_pb2 import WriteDocumentsRequest
 from shoal.rpc.deadline import Deadline
 from shoal.rpc.errors import InvalidFieldError, ServiceError
-from shoal.table import DocumentRows
 from shoal.v1.documents_pb2 import UpsertDocumentsRequest, UpsertDocumentsResponse
 from shoal.v1.errors_pb2 import Reason
 from shoal.writer.config import WriterSettings
@@ -256,21 +257,54 @@ class UpsertStream:
         assert index is not None
         table, parts = index.table, self._parts
         preparer = Preparer(
-            parts.settings, parts.measure, table.dimension, table.fields, table.analyzer
+            parts.settings,
+            parts.measure,
+            table.dimension,
+            table.fields,
+            table.analyzer,
+            takes_vectors=not index.entry.retired,
         )
         loop = asyncio.get_running_loop()
         chunk = await loop.run_in_executor(self._parts.executor, preparer.prepare, requests)
         texts = chunk.texts
-        if not texts:
-            return _Ready(chunk, chunk.rows(None, now_us()))
-        encoded = await self._parts.encoders.encode(texts, self._deadline)
-        dimension = encoded.vectors.shape[1]
-        if dimension != index.table.dimension:
-            return self._without_encoder(chunk, index, dimension)
-        await self._parts.indexes.check_model(index, encoded.model)
-        return _Ready(chunk, chunk.rows(encoded.vectors, now_us()))
+        ready = _Ready(chunk)
+        if texts and not index.entry.retired:
+            encoded = await parts.encoders.encode(texts, self._deadline, index.entry.encoder_model)
+            dimension = encoded.vectors.shape[1]
+            if dimension == table.dimension:
+                await parts.indexes.check_model(index, encoded.model)
+                ready.vectors = encoded.vectors
+            else:
+                self._without_encoder(chunk, index, dimension)
+        await self._add_models(ready, index)
+        return ready
 
-    def _without_encoder(self, chunk: PreparedChunk, index: OpenIndex, dimension: int) -> _Ready:
+    async def _add_models(self, ready: _Ready, index: OpenIndex) -> None:
+        """Have the models encode a chunk that do so beside the index's own.
+
+        One that has not encoded the whole index yet may be away: its build encodes what it misses.
+        Raises ServiceError, as encoding by the index's own model does.
+        """
+        shown = ready.chunk.shown
+        for model, required in index.further_models.items():
+            may_wait = required or self._parts.encoders.serves(model)
+            if model in ready.further or not shown or not may_wait:
+                continue
+            try:
+                encoded = await self._parts.encoders.encode(shown, self._deadline, model)
+                if encoded.model != model:
+                    raise ServiceError(
+                        Reason.REASON_ENCODER_UNAVAILABLE,
+                        f"no encoder of {model} answers, with which a version of index "
+                        f"{index.entry.name!r} was made. Send again what was not acknowledged",
+                    )
+            except ServiceError:
+                if required:
+                    raise
+            else:
+                ready.further[model] = encoded.vectors
+
+    def _without_encoder(self, chunk: PreparedChunk, index: OpenIndex, dimension: int) -> None:
         """Refuse the documents that needed an encoder whose vectors do not fit the index."""
         if index.entry.encoder_model:
             raise ServiceError(
@@ -290,7 +324,6 @@ class UpsertStream:
             failure_of(each.number, each.document.document_id, error) for each in refused
         )
         chunk.failures.sort(key=lambda failure: failure.number)
-        return _Ready(chunk, chunk.rows(None, now_us()))
 
     # From chunks to commits.
 
@@ -300,22 +333,35 @@ class UpsertStream:
             if isinstance(started, _Ended):
                 self._submitted.put_nowait(started)
                 return
+            index = self._index
+            assert index is not None
             try:
                 ready = await started
+                while ready.lacks(index):  # A build has got so far since it was encoded.
+                    await self._add_models(ready, index)
             except Exception as error:  # noqa: BLE001  # ends the stream, with its reason
                 self._submitted.put_nowait(_Ended(error))
                 return
-            assert self._index is not None
-            done = self._index.committer.submit(ready.rows) if ready.rows else None
+            rows = ready.chunk.rows(ready.vectors, now_us(), ready.further)
+            done = index.committer.submit(rows) if rows else None
             self._submitted.put_nowait(_Submitted(ready.chunk, done))
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Ready:
-    """A chunk with the rows to commit."""
+    """A chunk with all that is needed to commit it."""
 
     chunk: PreparedChunk
-    rows: list[DocumentRows]
+    # Of the chunk's `texts`; None if there are none.
+    vectors: NDArray[np.float32] | None = None
+    # Of the chunk's `shown`, by model.
+    further: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+
+    def lacks(self, index: OpenIndex) -> bool:
+        """True if a model has not encoded it that must."""
+        models = index.further_models.items()
+        missing = any(required and model not in self.further for model, required in models)
+        return missing and bool(self.chunk.documents)
 
 
 def _text_bytes(request: UpsertDocumentsRequest) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from shoal.table.versions import State, VersionRecord
-from shoal.v1.indexes_pb2 import IndexVersion, IndexVersionState
+from shoal.rpc.errors import InvalidFieldError
+from shoal.table.versions import RolloutRecord, State, VersionRecord
+from shoal.v1.indexes_pb2 import IndexVersion, IndexVersionState, Rollout
 from shoal.v1.search_pb2 import SearchKind
 
 _STATES: Final[dict[State, IndexVersionState.ValueType]] = {
@@ -31,6 +32,8 @@ def version_message(record: VersionRecord) -> IndexVersion:
         message=record.message,
         promote=record.promote,
         kind=SearchKind.ValueType(record.kind),
+        encoder_bundle=record.encoder_bundle,
+        dimension=record.dimension,
     )
     message.create_time.FromNanoseconds(record.create_time_ns)
     if record.finish_time_ns:
@@ -38,10 +41,29 @@ def version_message(record: VersionRecord) -> IndexVersion:
     return message
 
 
-def ended_version(
-    message: IndexVersion, codebook_uri: str, *, encoder_model: str, now_ns: int
-) -> VersionRecord | None:
-    """How a build ended, as the catalogue takes it; None for a state that is no end."""
+def rollout_message(record: RolloutRecord) -> Rollout:
+    """A rollout as callers see it."""
+    return Rollout(
+        candidate_version=record.candidate,
+        shadow_share=record.shadow_share,
+        canary_share=record.canary_share,
+    )
+
+
+def rollout_record(message: Rollout) -> RolloutRecord:
+    """A rollout as the catalogue takes it. Raises InvalidFieldError."""
+    for name in ("shadow_share", "canary_share"):
+        share = getattr(message, name)
+        if not 0.0 <= share <= 1.0:
+            raise InvalidFieldError(f"rollout.{name}", f"is {share}; must be 0 to 1")
+    return RolloutRecord(message.candidate_version, message.shadow_share, message.canary_share)
+
+
+def ended_version(message: IndexVersion, codebook_uri: str, *, now_ns: int) -> VersionRecord | None:
+    """How a build ended, as the catalogue takes it; None for a state that is no end.
+
+    The model is the one that it began with.
+    """
     if message.state == IndexVersionState.INDEX_VERSION_STATE_FAILED:
         return VersionRecord(
             message.number,
@@ -50,7 +72,6 @@ def ended_version(
             finish_time_ns=now_ns,
             recall=message.recall,
             recall_target=message.recall_target,
-            encoder_model=encoder_model,
             message=message.message,
             kind=message.kind,
         )
@@ -69,6 +90,5 @@ def ended_version(
         size_bytes=message.size_bytes,
         recall=message.recall,
         recall_target=message.recall_target,
-        encoder_model=encoder_model,
         kind=message.kind,
     )

@@ -7,8 +7,12 @@ from typing import Any
 
 import grpc
 from shoal.internal.v1.writer_pb2 import (
+    AdoptVectorsRequest,
+    AdoptVectorsResponse,
     BeginVersionRequest,
     BeginVersionResponse,
+    ChangeRolloutRequest,
+    ChangeRolloutResponse,
     DropVersionRequest,
     DropVersionResponse,
     FinishVersionRequest,
@@ -19,10 +23,12 @@ from shoal.internal.v1.writer_pb2 import (
     RollBackVersionResponse,
 )
 from shoal.rpc.errors import InvalidFieldError
-from shoal.table.errors import IndexNotFoundError, VersionServesError
+from shoal.table.errors import VersionServesError
+from shoal.table.versions import EXACT, own_versions
+from shoal.v1.search_pb2 import SearchKind
 from shoal.writer.indexes import Indexes, describe_index
 from shoal.writer.validation import check_index_name
-from shoal.writer.versions import ended_version
+from shoal.writer.versions import ended_version, rollout_record
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -44,10 +50,39 @@ class VersionHandlers:
         """Enter a version that is being built."""
         del context
         self._refuse_while_draining()
-        index, number, folder = await self._indexes.begin_version(
-            request.uid, promote=request.promote
+        index, begun = await self._indexes.begin_version(
+            request.uid,
+            promote=request.promote,
+            encoder_model=request.encoder_model,
+            encoder_bundle=request.encoder_bundle,
+            dimension=request.dimension,
         )
-        return BeginVersionResponse(entry=describe_index(index), version=number, folder=folder)
+        return BeginVersionResponse(
+            entry=describe_index(index),
+            version=begun.number,
+            folder=begun.folder,
+            vectors_folder=begun.vectors_folder,
+        )
+
+    async def AdoptVectors(
+        self, request: AdoptVectorsRequest, context: _Context
+    ) -> AdoptVectorsResponse:
+        """Take over what the steps of a build have encoded."""
+        del context
+        self._refuse_while_draining()
+        adopted, missing = await self._indexes.adopt_vectors(request.uid, request.version)
+        return AdoptVectorsResponse(adopted=adopted, missing=missing)
+
+    async def ChangeRollout(
+        self, request: ChangeRolloutRequest, context: _Context
+    ) -> ChangeRolloutResponse:
+        """Begin, change or end a rollout."""
+        del context
+        self._refuse_while_draining()
+        check_index_name(request.name, "name")
+        rollout = rollout_record(request.rollout) if request.HasField("rollout") else None
+        index = await self._indexes.change_rollout(request.name, rollout)
+        return ChangeRolloutResponse(entry=describe_index(index))
 
     async def FinishVersion(
         self, request: FinishVersionRequest, context: _Context
@@ -55,13 +90,11 @@ class VersionHandlers:
         """Enter how a build ended."""
         del context
         self._refuse_while_draining()
-        model = self._model_of(request.uid)
-        ended = ended_version(
-            request.version, request.codebook_uri, encoder_model=model, now_ns=time.time_ns()
-        )
+        ended = ended_version(request.version, request.codebook_uri, now_ns=time.time_ns())
         if ended is None:
             raise InvalidFieldError("version.state", "must be READY or FAILED")
-        if ended.state == "ready" and not request.codebook_uri:
+        exact = ended.kind == SearchKind.SEARCH_KIND_EXACT
+        if ended.state == "ready" and not request.codebook_uri and not exact:
             raise InvalidFieldError("codebook_uri", "is empty")
         index = await self._indexes.finish_version(request.uid, ended)
         return FinishVersionResponse(entry=describe_index(index))
@@ -96,13 +129,8 @@ class VersionHandlers:
         check_index_name(request.name, "name")
         entry = self._indexes.get(request.name).entry
         # The one in force may still be loaded, while the one before it answers.
-        if request.version in self._serving_versions(entry.uid):
-            raise VersionServesError(request.name, request.version)
+        dropped = own_versions(entry) if request.version == EXACT else {request.version}
+        for serving in sorted(dropped & self._serving_versions(entry.uid)):
+            raise VersionServesError(request.name, serving)
         index = await self._indexes.drop_version(request.name, request.version)
         return DropVersionResponse(entry=describe_index(index))
-
-    def _model_of(self, uid: str) -> str:
-        for entry in self._indexes.entries():
-            if entry.uid == uid:
-                return entry.encoder_model
-        raise IndexNotFoundError(uid)

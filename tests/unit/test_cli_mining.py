@@ -1,0 +1,121 @@
+"""Are mined negatives wrong, hard, and named with where they come from?"""
+
+import json
+
+import pytest
+from shoal.cli.hard_negatives import Candidate, Pair, Rules, choose
+from shoal.cli.main import app
+from shoal.cli.mining import BATCH
+from typer.testing import CliRunner
+
+from tests.harness.cli_broker import ENCODER, document, serving
+
+PAIR = Pair("where do herons breed", "Herons breed in colonies.")
+FOUND = [
+    Candidate("Herons nest high up in trees.", "a", 0, 1, 0.80),
+    Candidate("Herons  breed in COLONIES.", "b", 0, 2, 0.78),
+    Candidate("Egrets breed near water.", "c", 2, 3, 0.74),
+    Candidate("Storks breed on roofs.", "d", 0, 4, 0.70),
+    Candidate("Storks breed on  roofs.", "e", 0, 5, 0.69),
+    Candidate("Trains run on rails.", "f", 0, 6, 0.10),
+]
+
+
+@pytest.mark.parametrize(
+    ("rules", "chosen"),
+    [
+        (Rules(margin=0.0), "cdf"),  # what scores above the right passage may be right too
+        (Rules(margin=0.05), "df"),
+        (Rules(margin=0.0, skip=3), "df"),
+        (Rules(margin=0.0, max_score=0.5), "f"),
+        (Rules(margin=0.0, count=1), "c"),
+        (Rules(margin=0.9), ""),
+    ],
+)
+def test_negatives_keep_away_from_the_positive(rules, chosen):
+    negatives = choose(PAIR, FOUND, rules)
+    assert negatives is not None
+    assert "".join(each.document for each in negatives) == chosen
+
+
+def test_a_positive_that_was_not_found_has_no_negatives_unless_asked_for():
+    elsewhere = [each for each in FOUND if each.document != "b"]
+    assert choose(PAIR, elsewhere, Rules()) is None
+    kept = choose(PAIR, elsewhere, Rules(keep_unfound=True, max_score=0.75))
+    assert [each.document for each in kept] == ["c", "d", "f"]
+
+
+def test_a_document_is_known_by_its_id_where_the_pair_names_it():
+    pair = Pair(PAIR.query, "Another text of it.", document="c")
+    negatives = choose(pair, FOUND, Rules(margin=0.0))
+    assert [each.document for each in negatives] == ["d", "f"]
+
+
+@pytest.fixture
+def broker():
+    with serving() as served:
+        served.indexes["birds"] = {each: document(each, f"text {each}") for each in "abcdefgh"}
+        served.versions["birds"] = 1
+        yield served
+
+
+@pytest.fixture
+def mine(broker, tmp_path):
+    pairs, out = tmp_path / "pairs.jsonl", tmp_path / "mined.jsonl"
+    texts = [{"query": f"question {at}", "positive": "text a"} for at in range(2 * BATCH + 3)]
+    pairs.write_text("".join(json.dumps(each) + "\n" for each in texts))
+
+    def run(*arguments):
+        named = ("--pairs", str(pairs), "--out", str(out), "--endpoint", broker.endpoint)
+        return CliRunner().invoke(app, ["mine", "birds", *named, *arguments])
+
+    run.out, run.count = out, len(texts)
+    return run
+
+
+def test_lines_say_what_mined_them(mine):
+    done = mine("--count", "2", "--margin", "0.3", "--json")
+    assert done.exit_code == 0, done.stderr
+    lines = [json.loads(line) for line in mine.out.read_text().splitlines()]
+    assert [each["query"] for each in lines] == [f"question {at}" for at in range(mine.count)]
+    assert lines[0] == {
+        "query": "question 0",
+        "positive": "text a",
+        "negatives": [
+            {"text": "text d", "document": "d", "passage": 0, "rank": 4, "score": 0.325},
+            {"text": "text e", "document": "e", "passage": 0, "rank": 5, "score": 0.2},
+        ],
+        "index": "birds",
+        "index_version": 7,
+        "model": ENCODER,
+    }
+    assert json.loads(done.stdout)["written"] == mine.count
+
+
+def test_what_was_cut_short_is_gone_on_with(mine, broker):
+    assert mine().exit_code == 0
+    whole = mine.out.read_bytes()
+    for kept in (0, 10, len(whole) // 2, len(whole) - 1):
+        mine.out.write_bytes(whole[:kept])
+        broker.searches.clear()
+        assert mine().exit_code == 0
+        assert mine.out.read_bytes() == whole
+
+
+def test_an_output_of_another_version_is_refused(mine, broker):
+    assert mine().exit_code == 0
+    whole = mine.out.read_bytes()
+    broker.index_version = 8
+    done = mine()
+    assert done.exit_code == 1
+    assert "mined at version 7" in done.stderr
+    mine.out.write_text('{"my": "own file"}')
+    assert "was not made by this command" in mine().stderr
+    assert mine.out.read_text() == '{"my": "own file"}'
+    assert whole
+
+
+def test_pairs_without_a_positive_are_refused(mine, tmp_path):
+    (tmp_path / "pairs.jsonl").write_text('{"query": "a"}\n')
+    done = mine()
+    assert "pairs.jsonl:1: needs `query` and `positive`" in done.stderr

@@ -1,0 +1,100 @@
+"""Does the gate say no to what it should, and why?"""
+
+import dataclasses
+import math
+
+import pytest
+from shoal.cluster.config import ConfigError
+from shoal.cluster.gate import (
+    GateThresholds,
+    Judged,
+    RolloutReport,
+    decide,
+    latency_ratio_of,
+    mean_of,
+    read_thresholds,
+)
+
+GOOD = RolloutReport(
+    compared=100,
+    failed=0,
+    overlap=0.8,
+    rank_biased_overlap=0.7,
+    kendall_tau=0.5,
+    latency_ratio=1.1,
+    recall=0.97,
+    recall_target=0.95,
+    judged=(Judged("by vectors", 0.90, 0.92),),
+)
+DEFAULTS = GateThresholds()
+
+
+def test_a_good_candidate_passes_with_every_check_named():
+    verdict = decide(GOOD, DEFAULTS)
+    assert verdict.passed
+    assert verdict.reasons == []
+    assert len(verdict.checks) == 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"compared": 49}, "queries compared is 49, below 50"),
+        ({"failed": 2}, "failed share is 0.0196, above 0.01"),
+        ({"overlap": 0.29}, "overlap is 0.29, below 0.3"),
+        ({"rank_biased_overlap": 0.1}, "rank-biased overlap is 0.1, below 0.3"),
+        ({"kendall_tau": -0.2}, "Kendall's tau is -0.2, below 0"),
+        ({"latency_ratio": 1.6}, "latency ratio is 1.6, above 1.5"),
+        ({"recall": 0.9}, "recall@10 is 0.9, below 0.95"),
+        (
+            {"judged": (Judged("by vectors", 0.9, 0.89),)},
+            "nDCG@10 by vectors is 0.890, 0.010 below the 0.900 of the version that serves",
+        ),
+    ],
+)
+def test_each_threshold_stops_by_itself_and_says_by_how_much(changes, said):
+    verdict = decide(dataclasses.replace(GOOD, **changes), DEFAULTS)
+    assert not verdict.passed
+    assert len(verdict.reasons) == 1
+    assert said in verdict.reasons[0]
+
+
+def test_bounds_themselves_pass():
+    at_bounds = RolloutReport(
+        compared=50,
+        overlap=0.3,
+        rank_biased_overlap=0.3,
+        kendall_tau=0.0,
+        latency_ratio=1.5,
+        recall=0.95,
+        recall_target=0.95,
+        judged=(Judged("by words", 0.5, 0.5),),
+    )
+    assert decide(at_bounds, DEFAULTS).passed
+
+
+def test_without_callers_and_judgments_nothing_but_their_lack_is_said():
+    assert decide(RolloutReport(), DEFAULTS).reasons == ["queries compared is 0, below 50"]
+    assert decide(RolloutReport(), GateThresholds(min_queries=0)).passed
+    strict = GateThresholds(min_queries=0, require_judgments=True)
+    assert "it was not judged" in decide(RolloutReport(), strict).reasons[0]
+
+
+def test_means_leave_out_what_is_no_number():
+    assert mean_of([1.0, math.nan, 3.0]) == 2.0
+    assert mean_of([math.nan]) is None
+    assert latency_ratio_of([10.0, 20.0, 900.0], [10.0, 30.0, 31.0]) == 1.5
+    assert latency_ratio_of([], []) is None
+
+
+def test_thresholds_are_read_and_wrong_ones_refused_by_name(tmp_path):
+    path = tmp_path / "gate.yaml"
+    path.write_text("min_overlap: 0.6\nmin_queries: 10\n")
+    assert read_thresholds(path) == GateThresholds(min_overlap=0.6, min_queries=10)
+    assert read_thresholds(None) == DEFAULTS
+    path.write_text("min_overlaps: 0.6\n")
+    with pytest.raises(ConfigError, match="min_overlaps: unknown key"):
+        read_thresholds(path)
+    path.write_text("max_latency_ratio: -1\n")
+    with pytest.raises(ConfigError, match="max_latency_ratio"):
+        read_thresholds(path)
