@@ -17,6 +17,7 @@ from shoal.cli import (
     index,
     search,
     snapshots,
+    training,
 )
 from shoal.cli.errors import Commands
 
@@ -46,6 +47,7 @@ app.command()(snapshots.snapshot)
 app.command()(snapshots.restore)
 app.command()(snapshots.snapshots)
 app.command("eval")(evaluation.evaluate)
+app.add_typer(training.app, name="train")
 app.add_typer(export.app, name="export")
 app.add_typer(corpora.app, name="corpus")
 app.command()(demo.demo)

@@ -1,9 +1,9 @@
 """What does each ingredient of contrastive training bring by itself?
 
-`python -m shoal.training.ablation OUT`, on a Debian machine: plain InfoNCE, and each ingredient added
-to it alone, over several seeds, on the same records, small enough for two cores. A run is a file in
-OUT; what is there is not run again, and the table is made of what there is. The figures are of
-held-out packages: nothing is decided on a judged set.
+`python -m shoal.training.ablation OUT`, on a Debian machine: plain InfoNCE, and each ingredient
+added to it alone, over several seeds, on the same records, small enough for two cores. A run is a
+file in OUT; what is there is not run again, and the table is made of what there is. The figures are
+of held-out packages: nothing is decided on a judged set.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Run:
 
 
 def mined_records(out: Path, train: Sequence[Pair], scale: Scale) -> list[Pair]:
-    """Give the records that all runs learn from, each with hard negatives; mined once, then read."""
+    """Give the records that runs learn from, each with a hard negative: mined once, then read."""
     path = out / MINED_FILE
     if not path.is_file():
         # All layers: what is hard is the same for each run.

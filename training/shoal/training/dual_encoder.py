@@ -39,6 +39,8 @@ Report = Callable[[int, str], None]
 
 CHECKPOINTS: Final = "checkpoints"
 SETTINGS_FILE: Final = "training.json"
+# What the held-out records gave before the first step: the trainer's log begins after it.
+BEFORE_FILE: Final = "before.json"
 
 
 class TrainingError(Exception):
@@ -73,25 +75,67 @@ def train_encoder(
     report: told the step and what is done. stop_at: give up after this step, as if cut off; its
     checkpoint stays. Raises TrainingError.
     """
-    _check(pairs, dev, out, settings, resume=resume)
+    check(pairs, dev, out, settings, resume=resume)
+    return fit(pairs, dev, out, settings, report=report, stop_at=stop_at)
+
+
+def check(
+    pairs: Sequence[Pair],
+    dev: Sequence[Pair],
+    out: Path,
+    settings: EncoderSettings,
+    *,
+    resume: bool,
+) -> None:
+    """Refuse what cannot be trained; begin the folder of checkpoints. Raises TrainingError."""
+    if not dev:
+        raise TrainingError("there are no held-out records: give more sources")
+    shared = {pair.source for pair in pairs} & {pair.source for pair in dev}
+    if shared:
+        raise TrainingError(f"sources on both sides, such as {min(shared)}: divide by source")
+    kept = _kept_settings(out)
+    if resume and kept is None:
+        raise TrainingError(f"there is no checkpoint in {out} to go on from")
+    if resume and kept != settings:
+        raise TrainingError(
+            f"{out} was begun with other settings: go on with those, or begin in another folder"
+        )
+    if not resume and (out / CHECKPOINTS).exists():
+        raise TrainingError(f"{out} holds an unfinished training: --resume, or delete it")
+    if not resume:
+        (out / CHECKPOINTS).mkdir(parents=True)
+        (out / CHECKPOINTS / SETTINGS_FILE).write_text(settings.model_dump_json())
+
+
+def fit(
+    pairs: Sequence[Pair],
+    dev: Sequence[Pair],
+    out: Path,
+    settings: EncoderSettings,
+    *,
+    report: Report = lambda *_: None,
+    stop_at: int | None = None,
+) -> Outcome:
+    """Do what train_encoder does, once it has checked everything; also one of several workers.
+
+    Goes on from the last checkpoint in `out` if there is one.
+    """
     set_seed(settings.seed)
     torch.set_num_threads(settings.threads)
     _hush()
     model, read_tokens = load_model(settings)
-    trainer, loss_state = make_trainer(model, pairs, dev, out, settings, report, resume=resume)
-    checkpoint = _last_checkpoint(out) if resume else None
-    if checkpoint is None:
-        trainer.evaluate()
+    checkpoint = _last_checkpoint(out)
+    trainer = make_trainer(model, pairs, dev, out, settings, report, checkpoint)
+    before = _look_before(trainer, out, checkpoint)
     if stop_at is not None:
         trainer.add_callback(_StopAt(stop_at))
     trainer.train(resume_from_checkpoint=checkpoint)
-    history = list(trainer.state.log_history)
+    history = [{"step": 0, **before}, *trainer.state.log_history]
     if trainer.is_world_process_zero() and trainer.state.global_step >= settings.steps:
         model.max_seq_length = read_tokens
         save_model(model, out, settings)
         write_curves(history, out)
         shutil.rmtree(out / CHECKPOINTS)
-    del loss_state
     return outcome(history, trainer.state.global_step)
 
 
@@ -101,11 +145,13 @@ def load_model(settings: EncoderSettings) -> tuple[SentenceTransformer, int]:
         str(resolve_weights(settings.weights)),
         device="cpu" if not torch.cuda.is_available() else None,
         local_files_only=True,
-        prompts={"query": settings.query_prefix, "document": settings.passage_prefix},
+        prompts=_given_prompts(settings),
     )
     read_tokens = int(model.max_seq_length)
     model.max_seq_length = min(settings.max_tokens, read_tokens)
     transformer = model[0].auto_model
+    if not hasattr(transformer, "embeddings") or not hasattr(transformer, "encoder"):
+        raise TrainingError(f"{type(transformer).__name__}: only BERT and its kin are trained here")
     layers = transformer.encoder.layer
     if settings.layers is not None:
         if settings.layers > len(layers):
@@ -131,11 +177,10 @@ def make_trainer(
     out: Path,
     settings: EncoderSettings,
     report: Report = lambda *_: None,
-    *,
-    resume: bool = False,
-) -> tuple[Any, LossState]:
-    """Put the trainer together. Returns it, and the callback that moves the loss."""
-    gather = torch.distributed.is_available() and torch.distributed.is_initialized()
+    checkpoint: str | None = None,
+) -> Any:
+    """Put the trainer together. checkpoint: that it will go on from."""
+    gather = several_workers()
     temperature = settings.temperature
     queue = settings.queue
     loss, inner = make_loss(
@@ -146,27 +191,36 @@ def make_trainer(
         matryoshka=_dimensions(model, settings),
         gather=gather,
     )
-    checkpoint = _last_checkpoint(out) if resume else None
-    state = LossState(inner, checkpoint)
     trainer = SentenceTransformerTrainer(
         model=model,
-        args=training_arguments(out, settings),
+        args=training_arguments(out, settings, prefixes(model)),
         train_dataset=table(augmented(pairs, settings.augmentation, settings.seed), settings),
         loss=loss,
-        evaluator=dev_evaluator(dev, settings),
-        callbacks=[state, _Reporter(report)],
+        evaluator=dev_evaluator(dev, settings, prefixes(model)),
+        callbacks=[LossState(inner, checkpoint), _Reporter(report)],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    return trainer, state
+    return trainer
+
+
+def prefixes(model: SentenceTransformer) -> tuple[str, str]:
+    """What the model has in front of queries, and of passages."""
+    prompts = model.prompts
+    return prompts.get("query") or "", prompts.get("passage") or prompts.get("document") or ""
+
+
+def several_workers() -> bool:
+    """Whether this process is one of several that train together."""
+    return bool(torch.distributed.is_available() and torch.distributed.is_initialized())
 
 
 def training_arguments(
-    out: Path, settings: EncoderSettings
+    out: Path, settings: EncoderSettings, prompts: tuple[str, str]
 ) -> SentenceTransformerTrainingArguments:
-    """Say it all in the trainer's words."""
-    prompts = {"anchor": settings.query_prefix, "positive": settings.passage_prefix}
-    prompts |= {f"negative_{at}": settings.passage_prefix for at in range(settings.negatives)}
+    """Say it all in the trainer's words. prompts: in front of queries, and of passages."""
+    columns = {"anchor": prompts[0], "positive": prompts[1]}
+    columns |= {f"negative_{at}": prompts[1] for at in range(settings.negatives)}
     learnt = settings.temperature.schedule == "learnable"
     return SentenceTransformerTrainingArguments(
         output_dir=str(out / CHECKPOINTS),
@@ -180,11 +234,12 @@ def training_arguments(
         seed=settings.seed,
         data_seed=settings.seed,
         use_cpu=not torch.cuda.is_available(),
+        ddp_backend="gloo" if several_workers() and not torch.cuda.is_available() else None,
         # A text twice in a batch would be right and wrong for one question.
         batch_sampler=BatchSamplers.NO_DUPLICATES,
         dataloader_drop_last=True,
         dataloader_pin_memory=False,
-        prompts={column: prompt for column, prompt in prompts.items() if prompt} or None,
+        prompts={column: prompt for column, prompt in columns.items() if prompt} or None,
         logging_steps=1,
         eval_strategy="steps",
         eval_steps=settings.check_every,
@@ -213,7 +268,9 @@ def table(pairs: Sequence[Pair], settings: EncoderSettings) -> Dataset:
     return Dataset.from_dict(columns)
 
 
-def dev_evaluator(dev: Sequence[Pair], settings: EncoderSettings) -> InformationRetrievalEvaluator:
+def dev_evaluator(
+    dev: Sequence[Pair], settings: EncoderSettings, prompts: tuple[str, str]
+) -> InformationRetrievalEvaluator:
     """Look for the right passages of the first questions among those of more records."""
     passages = {str(at): pair.positive for at, pair in enumerate(dev[: settings.dev_passages])}
     asked = range(min(settings.dev_queries, len(passages)))
@@ -229,8 +286,8 @@ def dev_evaluator(dev: Sequence[Pair], settings: EncoderSettings) -> Information
         batch_size=settings.batch,
         name="dev",
         write_csv=False,
-        query_prompt=settings.query_prefix or None,
-        corpus_prompt=settings.passage_prefix or None,
+        query_prompt=prompts[0] or None,
+        corpus_prompt=prompts[1] or None,
     )
 
 
@@ -258,33 +315,6 @@ def _measures(entry: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _check(
-    pairs: Sequence[Pair],
-    dev: Sequence[Pair],
-    out: Path,
-    settings: EncoderSettings,
-    *,
-    resume: bool,
-) -> None:
-    if not dev:
-        raise TrainingError("there are no held-out records: give more sources")
-    shared = {pair.source for pair in pairs} & {pair.source for pair in dev}
-    if shared:
-        raise TrainingError(f"sources on both sides, such as {min(shared)}: divide by source")
-    kept = _kept_settings(out)
-    if resume and kept is None:
-        raise TrainingError(f"there is no checkpoint in {out} to go on from")
-    if resume and kept != settings:
-        raise TrainingError(
-            f"{out} was begun with other settings: go on with those, or begin in another folder"
-        )
-    if not resume and (out / CHECKPOINTS).exists():
-        raise TrainingError(f"{out} holds an unfinished training: --resume, or delete it")
-    if not resume:
-        (out / CHECKPOINTS).mkdir(parents=True)
-        (out / CHECKPOINTS / SETTINGS_FILE).write_text(settings.model_dump_json())
-
-
 def _kept_settings(out: Path) -> EncoderSettings | None:
     path = out / CHECKPOINTS / SETTINGS_FILE
     return EncoderSettings.model_validate_json(path.read_text()) if path.is_file() else None
@@ -299,6 +329,28 @@ def _last_checkpoint(out: Path) -> str | None:
         if (path / "trainer_state.json").is_file() and (path / "loss.pt").is_file()
     ]
     return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
+
+
+def _look_before(trainer: Any, out: Path, checkpoint: str | None) -> dict[str, float]:
+    """Look at the held-out records before the first step; training that goes on has done so."""
+    path = out / CHECKPOINTS / BEFORE_FILE
+    if checkpoint is not None:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    # All workers take part, one of them writes.
+    found: dict[str, float] = trainer.evaluate()
+    if trainer.is_world_process_zero():
+        path.write_text(json.dumps(found), encoding="utf-8")
+    return found
+
+
+def _given_prompts(settings: EncoderSettings) -> dict[str, str]:
+    given = {
+        "query": settings.query_prefix,
+        # Both names: sentence-transformers looks for the second, Shoal's cards for either.
+        "passage": settings.passage_prefix,
+        "document": settings.passage_prefix,
+    }
+    return {name: prompt for name, prompt in given.items() if prompt is not None}
 
 
 def _dimensions(model: SentenceTransformer, settings: EncoderSettings) -> tuple[int, ...]:

@@ -86,9 +86,9 @@ class EncoderSettings(_Settings):
     """Share of the steps over which the rate rises; it then falls to 0 in a line."""
     negatives: int = Field(default=0, ge=0, le=32)
     """Mined wrong passages to a question; records with fewer are left out."""
-    query_prefix: str = ""
-    """In front of a query. Set it for weights that were trained with one."""
-    passage_prefix: str = ""
+    query_prefix: str | None = None
+    """In front of a query, in training and in serving. None: what the weights have."""
+    passage_prefix: str | None = None
     """In front of a passage."""
     matryoshka: tuple[int, ...] = ()
     """Dimensions that vectors can be cut to, besides all of them."""
