@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -75,6 +76,15 @@ def encoder(
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="More than one: workers of Ray Train.")] = 1,
     gpus: Annotated[bool, typer.Option("--gpus", help="A GPU for each worker.")] = False,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Of a Ray cluster to train in; OUT must be shared by its machines. None: one on "
+            "this machine alone.",
+            show_default=False,
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint in OUT.")
     ] = False,
@@ -93,13 +103,15 @@ def encoder(
     sides, left_out = _sides(records, judged)
     say(
         f"{len(sides.train):,} records to learn from, {len(sides.dev):,} held out; left out: "
-        f"{left_out:,} that share words with a judged set, {sides.dropped:,} that repeat a held-out "
-        "one",
+        f"{left_out:,} that share words with a judged set, {sides.dropped:,} that repeat "
+        "one held out",
         "dim",
     )
     try:
         if workers > 1 or gpus:
-            found = _on_ray(sides, out, settings, workers, gpus=gpus, resume=resume)
+            found = _on_ray(
+                sides, out, settings, workers, gpus=gpus, address=address, resume=resume
+            )
         else:
             with progress("training", settings.steps, "steps") as advance:
                 found = training.train_encoder(
@@ -193,13 +205,36 @@ def _sides(records: list[Pair], judged: list[Path] | None) -> tuple[Any, int]:
 
 
 def _on_ray(
-    sides: Any, out: Path, settings: EncoderSettings, workers: int, *, gpus: bool, resume: bool
+    sides: Any, out: Path, settings: EncoderSettings, workers: int, *, gpus: bool, **options: Any
 ) -> Outcome:
+    """Train in a Ray cluster, or in one of this machine's own that is gone afterwards.
+
+    options: address of the cluster, None for one's own; resume.
+    """
+    from shoal.cluster.actors import StartError, connected
+    from shoal.cluster.local import LocalRayError, start_local_ray, stop_local_ray
     from shoal.training.ray_workers import train_on_ray
 
-    return train_on_ray(
-        sides.train, sides.dev, out, settings, workers=workers, use_gpu=gpus, resume=resume
-    )
+    with tempfile.TemporaryDirectory(prefix="shoal-train-") as folder:
+        home, address = Path(folder), options["address"]
+        try:
+            if address is None:
+                cores = workers * settings.threads
+                address = start_local_ray(home, num_cpus=cores).address
+            with connected(address, home):
+                return train_on_ray(
+                    sides.train,
+                    sides.dev,
+                    out,
+                    settings,
+                    workers=workers,
+                    use_gpu=gpus,
+                    resume=options["resume"],
+                )
+        except (StartError, LocalRayError) as error:
+            raise CliError(str(error)) from error
+        finally:
+            stop_local_ray(home)
 
 
 def _print_outcome(found: Outcome, out: Path, *, as_json: bool) -> None:
