@@ -158,7 +158,13 @@ def test_committed_files_name_no_path_of_somebodys_machine():
 
 PAGES = [
     ROOT / name
-    for name in ("README.md", "ARCHITECTURE.md", "protos/README.md", "loadtest/README.md")
+    for name in (
+        "README.md",
+        "ARCHITECTURE.md",
+        "protos/README.md",
+        "loadtest/README.md",
+        "training/README.md",
+    )
 ]
 
 

@@ -29,7 +29,7 @@ from shoal.training.title_bodies import package_pairs
 
 HELD_OUT_QUERIES: Final = 2_000
 # Passages are cut to this many tokens, before and after alike, as encoding 60,000 takes its time.
-STUDY_TOKENS: Final = 48
+STUDY_TOKENS: Final = 32
 SEED: Final = 13
 _CHUNK: Final = 2_048
 _JUDGED_DEPTH: Final = 100
