@@ -265,7 +265,13 @@ def test_mined_passages_are_wrong_and_near(weights: Path, tmp_path: Path) -> Non
 
 def test_vectors_can_be_cut_and_exported(weights: Path, tmp_path: Path) -> None:
     settings = settings_of(
-        weights, steps=30, matryoshka=[8], query_prefix="ask: ", passage_prefix="tell: "
+        weights,
+        steps=30,
+        matryoshka=[8],
+        query_prefix="ask: ",
+        passage_prefix="tell: ",
+        cached_batch=4,
+        temperature__schedule="learnable",
     )
     out = tmp_path / "out"
     train_encoder(TRAIN, DEV, out, settings)

@@ -34,6 +34,7 @@ from shoal.training.momentum import MomentumQueue
 from shoal.training.pairs import Pair, with_negatives
 from shoal.training.settings import EncoderSettings
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
+from transformers.utils import logging as transformers_logging
 
 Report = Callable[[int, str], None]
 
@@ -365,6 +366,7 @@ def _dimensions(model: SentenceTransformer, settings: EncoderSettings) -> tuple[
 def _hush() -> None:
     """Keep other libraries' bars and notes out of ours."""
     dataset_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
     for name in ("transformers", "sentence_transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
