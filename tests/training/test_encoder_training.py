@@ -323,6 +323,9 @@ def test_what_cannot_be_trained_is_refused(weights: Path, tmp_path: Path) -> Non
         train_encoder(TRAIN, DEV, tmp_path / "c", settings, resume=True)
     with pytest.raises(TrainingError, match="0 records with 2 negatives"):
         train_encoder(TRAIN, DEV, tmp_path / "d", settings_of(weights, negatives=2))
+    assert not list((tmp_path / "d").iterdir())
+    with pytest.raises(TrainingError, match="neither a folder with a config"):
+        train_encoder(TRAIN, DEV, tmp_path / "d", settings_of(tmp_path / "none"))
     with pytest.raises(TrainingError, match="32 dimensions"):
         train_encoder(TRAIN, DEV, tmp_path / "e", settings_of(weights, matryoshka=[64]))
 

@@ -26,10 +26,10 @@ from sentence_transformers import (
 )
 from sentence_transformers.base.training_args import BatchSamplers
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
-from shoal.training.augmentation import augmented
+from shoal.training.augmentation import ThesaurusError, augmented
 from shoal.training.contrastive import LossState, Temperature, make_loss
 from shoal.training.curves import write_curves
-from shoal.training.export import resolve_weights
+from shoal.training.export import ExportError, resolve_weights
 from shoal.training.momentum import MomentumQueue
 from shoal.training.pairs import Pair, with_negatives
 from shoal.training.settings import EncoderSettings
@@ -77,7 +77,13 @@ def train_encoder(
     checkpoint stays. Raises TrainingError.
     """
     check(pairs, dev, out, settings, resume=resume)
-    return fit(pairs, dev, out, settings, report=report, stop_at=stop_at)
+    try:
+        return fit(pairs, dev, out, settings, report=report, stop_at=stop_at)
+    except (ExportError, ThesaurusError, TrainingError) as error:
+        # What cannot begin leaves nothing behind that would have to be deleted.
+        if _last_checkpoint(out) is None:
+            shutil.rmtree(out / CHECKPOINTS)
+        raise TrainingError(str(error)) from error
 
 
 def check(
