@@ -47,7 +47,7 @@ PAIRS = [
     for maker in MAKERS
     for thing in THINGS
 ]
-TRAIN, DEV = PAIRS[:-30], PAIRS[-30:]
+TRAIN, DEV = [pair for at, pair in enumerate(PAIRS) if at % 5], PAIRS[::5]
 
 
 @pytest.fixture(scope="module")
@@ -315,7 +315,7 @@ def test_fewer_layers_are_kept(weights: Path, tmp_path: Path) -> None:
 
 def test_what_cannot_be_trained_is_refused(weights: Path, tmp_path: Path) -> None:
     settings = settings_of(weights)
-    with pytest.raises(TrainingError, match="both sides, such as brewerale"):
+    with pytest.raises(TrainingError, match="both sides, such as brewerbread"):
         train_encoder(TRAIN, [TRAIN[0]], tmp_path / "a", settings)
     with pytest.raises(TrainingError, match="no held-out"):
         train_encoder(TRAIN, [], tmp_path / "b", settings)
