@@ -64,7 +64,8 @@ class Temperature(nn.Module):  # type: ignore[misc]
 
     def value(self) -> float:
         """The temperature now."""
-        return 1.0 / float(self.scale())
+        with torch.no_grad():
+            return 1.0 / float(self.scale())
 
 
 class ContrastiveLoss(MultipleNegativesRankingLoss):  # type: ignore[misc]

@@ -183,7 +183,10 @@ def _export_encoder(
         card = card.model_copy(update={"dimension": dimension})
     with tempfile.TemporaryDirectory(dir=_parent(out)) as temporary:
         folder = Path(temporary) / "bundle"
-        _write(folder, weights, _LastHiddenState(model, dimension), card, report)
+        # The exporter puts a network back into the mode that it had: in a new one's, training, dropout
+        # would then disturb what the bundle is compared with.
+        network = _LastHiddenState(model, dimension).eval()
+        _write(folder, weights, network, card, report)
         report("comparing with the weights")
         read = [card.passage_prefix + text for text in texts]
         expected = torch_vectors(model, weights, read, card.max_length, dimension)
