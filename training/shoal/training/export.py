@@ -183,8 +183,8 @@ def _export_encoder(
         card = card.model_copy(update={"dimension": dimension})
     with tempfile.TemporaryDirectory(dir=_parent(out)) as temporary:
         folder = Path(temporary) / "bundle"
-        # The exporter puts a network back into the mode that it had: in a new one's, training, dropout
-        # would then disturb what the bundle is compared with.
+        # The exporter puts a network back into the mode that it had. A new one's is training, where
+        # dropout would disturb what the bundle is compared with.
         network = _LastHiddenState(model, dimension).eval()
         _write(folder, weights, network, card, report)
         report("comparing with the weights")

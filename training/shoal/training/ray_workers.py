@@ -8,6 +8,7 @@ A worker that dies is started again, with the others, from the last checkpoint.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import ray.train
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 from shoal.training.dual_encoder import (
     CHECKPOINTS,
@@ -34,6 +35,7 @@ _PAIRS: Final = "pairs.jsonl"
 _DEV: Final = "dev.jsonl"
 # Ray's own notes; what training goes on from are dual_encoder's checkpoints.
 _RAY: Final = "ray"
+_OUTCOME: Final = "outcome.json"
 
 
 def train_on_ray(
@@ -75,11 +77,13 @@ def train_on_ray(
         ),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
     )
-    metrics = trainer.fit().metrics
-    shutil.rmtree(out / _RAY, ignore_errors=True)
-    if metrics is None:
-        raise TrainingError("Ray Train ended without a result: see its log")
-    return Outcome(**{name: metrics[name] for name in Outcome.__dataclass_fields__})
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        raise TrainingError(f"a worker failed: {error}") from error
+    found = Outcome(**json.loads((out / _RAY / _OUTCOME).read_text(encoding="utf-8")))
+    shutil.rmtree(out / _RAY)
+    return found
 
 
 def _work(config: dict[str, Any]) -> None:
@@ -88,4 +92,7 @@ def _work(config: dict[str, Any]) -> None:
     settings = EncoderSettings.model_validate(config["settings"])
     # The first worker deletes the checkpoints when it is done; these are read before.
     pairs, dev = (read_pairs(out / CHECKPOINTS / name) for name in (_PAIRS, _DEV))
-    ray.train.report(asdict(fit(pairs, dev, out, settings)))
+    found = fit(pairs, dev, out, settings)
+    if ray.train.get_context().get_world_rank() == 0:
+        # Ray hands back what is reported with a checkpoint of its own, of which there is none.
+        (out / _RAY / _OUTCOME).write_text(json.dumps(asdict(found)), encoding="utf-8")
