@@ -68,13 +68,14 @@ def encode_all(
     folder.mkdir(parents=True, exist_ok=True)
     parts = []
     for start in range(0, len(texts), _CHUNK):
-        path = folder / f"{start:07d}.npy"
+        chunk = texts[start : start + _CHUNK]
+        path = folder / f"{start}-{start + len(chunk)}.npy"
         if not path.is_file():
             report(f"encoding passage {start:,} of {len(texts):,}")
             # Written whole or not at all, under a name that is its own.
             part = path.with_suffix(".part")
             with part.open("wb") as file:
-                np.save(file, encoder.encode(texts[start : start + _CHUNK], "passage"))
+                np.save(file, encoder.encode(chunk, "passage"))
             part.replace(path)
         parts.append(np.load(path))
     return np.concatenate(parts)
@@ -108,16 +109,22 @@ def judged_measures(encoder: EncoderModel, folder: Path) -> dict[str, float]:
     }
 
 
-def study(bundle: Path, out: Path, judged: Path, threads: int, report: Report) -> dict[str, Any]:
-    """Judge a bundle; its figures are kept in OUT, and read from there the next time."""
+def study(
+    bundle: Path, out: Path, judged: Path, threads: int, report: Report, count: int | None = None
+) -> dict[str, Any]:
+    """Judge a bundle; its figures are kept in OUT, and read from there the next time.
+
+    count: passages that are searched, the held-out ones first. None: all.
+    """
     model = load_encoder(bundle, STUDY_TOKENS, threads)
     name = f"{model.bundle.card.name}-{model.bundle.fingerprint[:12]}"
-    kept = out / f"{name}.json"
+    kept = out / f"{name}-{count or 'all'}.json"
     if kept.is_file():
         return dict(json.loads(kept.read_text(encoding="utf-8")))
     train, dev = debian_sides()
     asked = dev[:HELD_OUT_QUERIES]
-    passages = encode_all(model, [pair.positive for pair in [*dev, *train]], out / name, report)
+    texts = [pair.positive for pair in [*dev, *train]][:count]
+    passages = encode_all(model, texts, out / name, report)
     queries = model.encode([pair.query for pair in asked], "query")
     whole = load_encoder(bundle, model.bundle.card.max_length, threads)
     report("judging")
@@ -139,14 +146,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("out", type=Path, help="Folder for what was encoded, and for figures.")
     parser.add_argument("bundles", type=Path, nargs="+", help="Encoder bundles.")
     parser.add_argument("--judged", type=Path, default=Path("deploy/corpora/xquad-en"))
+    parser.add_argument("--passages", type=int, help="To search. None: all there are.")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args(arguments)
     console = Console()
-    rows = Table("bundle", "Debian Recall@10", *(f"judged {each}" for each in map(str, MEASURES)))
+    rows = Table(
+        "bundle", "passages", "Debian Recall@10", *(f"judged {each}" for each in map(str, MEASURES))
+    )
     for bundle in options.bundles:
-        figures = study(bundle, options.out, options.judged, options.threads, console.print)
+        figures = study(
+            bundle, options.out, options.judged, options.threads, console.print, options.passages
+        )
         judged = (f"{figures['judged'][str(each)]:.4f}" for each in MEASURES)
-        rows.add_row(figures["bundle"], f"{figures['recall@10']:.4f}", *judged)
+        searched = f"{figures['passages']:,}"
+        rows.add_row(figures["bundle"], searched, f"{figures['recall@10']:.4f}", *judged)
     console.print(rows)
 
 
