@@ -17,7 +17,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
 # Of what the tokeniser gives, what a transformer reads.
-_READ: Final = ("input_ids", "attention_mask", "token_type_ids")
+_READ: Final[tuple[str, ...]] = ("input_ids", "attention_mask", "token_type_ids")
 
 
 class MomentumQueue(nn.Module):  # type: ignore[misc]

@@ -12,7 +12,7 @@ import gzip
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TextIO
@@ -124,9 +124,10 @@ def read_triples(path: Path) -> list[Pair]:
     for row in _tsv(path, ("anchor", "positive", "negative")):
         key = (row.text("anchor"), row.text("positive"))
         found.setdefault(key, []).append(row.text("negative"))
+    _require_some(path, found)
     return [
         Pair(query, positive, source=positive, negatives=tuple(dict.fromkeys(negatives)))
-        for (query, positive), negatives in _some(path, found).items()
+        for (query, positive), negatives in found.items()
     ]
 
 
@@ -143,7 +144,9 @@ def write_pairs(pairs: Iterable[Pair], path: Path) -> int:
 
 
 def _gathered(path: Path, rows: Iterable[_Row]) -> list[Pair]:
-    return _some(path, [_record(row) for row in rows])
+    pairs = [_record(row) for row in rows]
+    _require_some(path, pairs)
+    return pairs
 
 
 def _record(row: _Row) -> Pair:
@@ -161,9 +164,12 @@ def _negatives(row: _Row) -> tuple[str, ...]:
         return tuple(row.text(name) for name in names)
     if not isinstance(listed, list):
         raise row.wrong("`negatives` must be a list")
-    texts = [each.get("text") if isinstance(each, dict) else each for each in listed]
-    if not all(isinstance(text, str) and text.strip() for text in texts):
-        raise row.wrong("each of `negatives` must be a text, or an object with a `text`")
+    texts: list[str] = []
+    for each in listed:
+        text = each.get("text") if isinstance(each, dict) else each
+        if not isinstance(text, str) or not text.strip():
+            raise row.wrong("each of `negatives` must be a text, or an object with a `text`")
+        texts.append(text)
     return tuple(texts)
 
 
@@ -191,7 +197,8 @@ def _judged_pairs(
         for query, documents in right.items()
         for document in documents
     ]
-    return _some(path, pairs)
+    _require_some(path, pairs)
+    return pairs
 
 
 def _score(row: _Row) -> int:
@@ -273,7 +280,6 @@ def _present(folder: Path, name: str) -> Path:
     raise PairFileError(f"{folder}: there is no {name}")
 
 
-def _some(path: Path, found: Any) -> Any:
-    if not found:
+def _require_some(path: Path, found: Sized) -> None:
+    if not len(found):
         raise PairFileError(f"{path}: there is no record in it")
-    return found
