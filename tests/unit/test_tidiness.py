@@ -26,7 +26,12 @@ BANNED_MODULES = {"utils", "util", "helpers", "helper", "common", "misc", "base"
 # Where each dependency may be imported: a folder, or one file. The others' homes are contracts of
 # import-linter, which sees packages and not single files.
 HOMES = {
-    "ray": ("cluster/shoal/cluster/actors.py", "loadtest/"),
+    "ray": (
+        "cluster/shoal/cluster/actors.py",
+        "training/shoal/training/ray_workers.py",
+        "loadtest/",
+    ),
+    "matplotlib": ("training/",),
     "torch": ("training/",),
     "fsspec": ("services/shoal/table/stores.py",),
     "ir_measures": ("cluster/shoal/cli/judging.py", "training/"),
@@ -153,7 +158,13 @@ def test_committed_files_name_no_path_of_somebodys_machine():
 
 PAGES = [
     ROOT / name
-    for name in ("README.md", "ARCHITECTURE.md", "protos/README.md", "loadtest/README.md")
+    for name in (
+        "README.md",
+        "ARCHITECTURE.md",
+        "protos/README.md",
+        "loadtest/README.md",
+        "training/README.md",
+    )
 ]
 
 

@@ -30,6 +30,7 @@ class Precision(StrEnum):
     """Of a bundle's weights."""
 
     INT8 = "int8"
+    FP16 = "fp16"
     FP32 = "fp32"
 
 
@@ -55,6 +56,15 @@ def encoder(
     out: Out,
     precision: PrecisionOption = Precision.INT8,
     name: Name = None,
+    dimension: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Cut vectors to their first numbers, as weights trained with `matryoshka` allow. "
+            "None: all.",
+            show_default=False,
+        ),
+    ] = None,
     texts: Annotated[
         Path | None,
         typer.Option(
@@ -92,6 +102,7 @@ def encoder(
             name=name or out.resolve().name,
             texts=compared,
             precision=precision.value,
+            dimension=dimension,
             origin=origin,
             report=lambda doing: advance(0, doing),
         )

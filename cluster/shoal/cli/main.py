@@ -21,6 +21,7 @@ from shoal.cli import (
     rollout,
     search,
     snapshots,
+    training,
 )
 from shoal.cli.errors import Commands
 
@@ -52,6 +53,7 @@ app.command()(snapshots.snapshots)
 app.command("eval")(evaluation.evaluate)
 app.command()(mining.mine)
 app.command()(rollout.rollout)
+app.add_typer(training.app, name="train")
 app.add_typer(export.app, name="export")
 app.add_typer(feedback.app, name="feedback")
 app.command()(drift.drift)

