@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
 from shoal.broker.routes import IndexRoute
 from shoal.internal.v1.shard_pb2 import ShardState
 from shoal.v1.search_pb2 import (
@@ -38,6 +40,8 @@ class Ranked:
     lexical_score: float | None = None
     dense_rank: int = 0
     lexical_rank: int = 0
+    vector: NDArray[np.float32] | None = None
+    """Of those that are to be reranked, as far as they came along."""
 
 
 @dataclass

@@ -26,6 +26,7 @@ from shoal.shard.fill import (
     References,
     read_content,
     read_documents,
+    read_vectors,
     write_lists,
     write_references,
 )
@@ -259,11 +260,15 @@ def count_texts(
 
 
 def fetch_passages(
-    targets: Sequence[Target], row_ids: NDArray[np.uint64], table: PassageTable | None
+    targets: Sequence[Target],
+    row_ids: NDArray[np.uint64],
+    table: PassageTable | None,
+    vector_count: int = 0,
 ) -> FetchPassagesResponse:
     """Read passages that are live, in the order of the ids. Blocks.
 
-    table: None if only references are wanted.
+    table: None if only references are wanted. vector_count: of how many of the ids, from the first
+    on, to read the vectors too.
     """
     found: dict[int, Hit] = {}
     for target in targets:
@@ -278,7 +283,11 @@ def fetch_passages(
         # A row that has left the table since is as good as never found.
         places = [at for at in places if content.write(int(row_ids[at]), found[at])]
     rows = row_ids[np.array(places, dtype=np.intp)]
-    return FetchPassagesResponse(hits=[found[at] for at in places], row_ids=pack(rows, UINT64))
+    response = FetchPassagesResponse(hits=[found[at] for at in places], row_ids=pack(rows, UINT64))
+    near = [int(row_ids[at]) for at in places if at < vector_count]
+    if table is not None and near:
+        response.vectors = read_vectors(table, near)
+    return response
 
 
 def fetch_documents(

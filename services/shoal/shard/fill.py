@@ -21,7 +21,7 @@ from shoal.rpc.arrays import FLOAT32, UINT32, UINT64, pack
 from shoal.shard.directory import Directory, Positions, TailDirectory
 from shoal.shard.search import Ranking, Target
 from shoal.table import schema
-from shoal.table.table import PassageTable
+from shoal.table.table import PassageTable, vectors_of
 from shoal.v1.search_pb2 import Hit
 
 _US_PER_S: Final = 1_000_000
@@ -101,6 +101,17 @@ def read_content(table: PassageTable, row_ids: Iterable[int]) -> Content:
         metadata=rows.column(schema.METADATA).to_pylist(),
         places={row_id: at for at, row_id in enumerate(rows.column(schema.ROW_ID).to_pylist())},
     )
+
+
+def read_vectors(table: PassageTable, row_ids: Sequence[int]) -> bytes:
+    """Read the vectors of rows, in their order: float32, one after another. Blocks.
+
+    Empty if the table does not have them all: what is left could not be told apart.
+    """
+    rows = table.take(row_ids, [schema.VECTOR])
+    if rows.num_rows != len(row_ids):
+        return b""
+    return vectors_of(rows.column(schema.VECTOR), table.dimension).astype(FLOAT32).tobytes()
 
 
 def write_metadata(text: str, metadata: Struct) -> None:
