@@ -36,7 +36,9 @@ class Ranked:
     server: str
     dense_score: float
     score: float
+    reranked: bool = False
     rerank_score: float | None = None
+    """None also for one that stood too far down to be read."""
     lexical_score: float | None = None
     dense_rank: int = 0
     lexical_rank: int = 0
@@ -92,7 +94,7 @@ def build_response(
                     index_version=route.index_version,
                     table_version=versions.get(each.shard, 0),
                     encoder_model=trace.encoder_model,
-                    reranker_model=trace.reranker_model if each.rerank_score is not None else "",
+                    reranker_model=trace.reranker_model if each.reranked else "",
                     shard=each.shard,
                     shard_server=each.server,
                     dense_rank=each.dense_rank,

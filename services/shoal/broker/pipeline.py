@@ -257,7 +257,7 @@ class Pipeline:
             strict=True,
         ):
             each.rerank_score = None if math.isnan(rerank_score) else rerank_score
-            each.score = score
+            each.score, each.reranked = score, True
         head.sort(key=lambda each: -each.score)
         # What was not reranked follows in the order before it; its score never exceeds what is
         # above it.

@@ -33,5 +33,5 @@ def affinities(
     """
     best = np.argsort(-scores, kind="stable")[:BEST]
     weights = np.exp(SHARPNESS * (scores[best] - scores[best[:1]]))
-    length = np.sqrt(weights @ similarities[np.ix_(best, best)] @ weights)
-    return np.asarray(similarities[:, best] @ weights / max(float(length), _TINY), dtype=np.float32)
+    length = np.sqrt(max(float(weights @ similarities[np.ix_(best, best)] @ weights), 0.0))
+    return np.asarray(similarities[:, best] @ weights / max(length, _TINY), dtype=np.float32)

@@ -187,7 +187,8 @@ def export_reranker(
 
     pairs: real ones of question and passage, to compare the bundle with the weights on.
     passage_tokens: most that it is to read of a passage. origin: where the weights come from, for
-    the card; None: what is known of `source`. Raises ExportError. Overwrites `out` only once the new bundle is whole.
+    the card; None: what is known of `source`. Raises ExportError. Overwrites `out` only once the
+    new bundle is whole.
     """
     weights = resolve_weights(source)
     report("loading the weights")

