@@ -106,7 +106,9 @@ class BundleTokenizer:
             special[special > second[-1]],
         )
         return PairFrame(
-            *(ids[part] for part in parts),
+            ids[parts[0]],
+            ids[parts[1]],
+            ids[parts[2]],
             types=(int(types[first[0]]), int(types[second[0]])),
             special_types=(types[parts[0]], types[parts[1]], types[parts[2]]),
         )

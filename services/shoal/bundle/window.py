@@ -25,7 +25,7 @@ _FREQUENT: Final = 0.2
 
 
 def best_window(
-    question: Sequence[int], passage: NDArray[np.int32], width: int
+    question: Sequence[int] | NDArray[np.int32], passage: NDArray[np.int32], width: int
 ) -> NDArray[np.int32]:
     """The `width` tokens of a passage that hold most of the question; all if there are no more.
 

@@ -108,7 +108,8 @@ def _restored(stored: dict[str, Any], name: str) -> NDArray[np.float32]:
         numpy_helper.to_array(stored[name + suffix])
         for suffix in ("_quantized", "_zero_point", "_scale")
     )
-    return ((values.astype(np.float32) - np.float32(zero)) * scale).astype(np.float32)
+    restored: NDArray[np.float32] = (values.astype(np.float32) - np.float32(zero)) * scale
+    return restored.astype(np.float32)
 
 
 def _float32(tensor: Any) -> NDArray[np.float32]:
