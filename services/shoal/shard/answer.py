@@ -26,7 +26,6 @@ from shoal.shard.fill import (
     References,
     read_content,
     read_documents,
-    read_vectors,
     write_lists,
     write_references,
 )
@@ -278,16 +277,19 @@ def fetch_passages(
                 found[at] = Hit()
                 references.write(number, found[at])
     places = sorted(found)
+    vectors = b""
     if table is not None and found:
-        content = read_content(table, row_ids[np.array(places, dtype=np.intp)].tolist())
+        wanted = row_ids[np.array(places, dtype=np.intp)].tolist()
+        content = read_content(table, wanted, with_vectors=vector_count > 0)
         # A row that has left the table since is as good as never found.
         places = [at for at in places if content.write(int(row_ids[at]), found[at])]
+        if content.vectors is not None:
+            near = [content.places[int(row_ids[at])] for at in places if at < vector_count]
+            vectors = pack(content.vectors[near], FLOAT32)
     rows = row_ids[np.array(places, dtype=np.intp)]
-    response = FetchPassagesResponse(hits=[found[at] for at in places], row_ids=pack(rows, UINT64))
-    near = [int(row_ids[at]) for at in places if at < vector_count]
-    if table is not None and near:
-        response.vectors = read_vectors(table, near)
-    return response
+    return FetchPassagesResponse(
+        hits=[found[at] for at in places], row_ids=pack(rows, UINT64), vectors=vectors
+    )
 
 
 def fetch_documents(
