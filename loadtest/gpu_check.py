@@ -178,7 +178,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--encoder", type=Path, default=BUNDLES / "all-minilm-l6-v2-int8", help="bundle's folder")
-    add("--reranker", type=Path, default=BUNDLES / "reranker-minilm-l2-int8", help="the same")
+    add("--reranker", type=Path, default=BUNDLES / "reranker-minilm-l12-int8", help="the same")
     add("--vectors", type=int, default=500_000, help="vectors to search among")
     add("--cache", type=Path, help="folder for the vectors; default: a temporary one")
     return parser.parse_args(arguments)

@@ -22,7 +22,7 @@ from shoal.rpc.server import ServiceHost
 from shoal.v1.errors_pb2 import Reason
 
 BUNDLES = Path(__file__).resolve().parents[2] / "deploy" / "bundles"
-BUNDLE = BUNDLES / "reranker-minilm-l2-int8"
+BUNDLE = BUNDLES / "reranker-minilm-l12-int8"
 ENCODER = BUNDLES / "all-minilm-l6-v2-int8"
 
 QUESTION = "Which team won Super Bowl 50?"
@@ -70,7 +70,7 @@ async def test_the_passage_that_answers_comes_first(channel):
     answer = await rerank(channel, item(QUESTION, PASSAGES))
     scores, blended = scores_of(answer.items[0])
     assert scores.argmax() == blended.argmax() == 1
-    assert answer.model.startswith("reranker-minilm-l2-int8@")
+    assert answer.model.startswith("reranker-minilm-l12-int8@")
 
 
 async def test_scores_are_blended_as_the_card_says(channel):
@@ -88,8 +88,42 @@ async def test_questions_of_one_call_are_scored_as_if_each_came_alone(channel):
         alone, _ = scores_of((await rerank(channel, each)).items[0])
         shared, _ = scores_of(scores)
         # int8 scales its activations by batch, so scores move a little with it.
-        spread = alone.max() - alone.min()
+        spread = np.nanmax(alone) - np.nanmin(alone)
         np.testing.assert_allclose(shared, alone, atol=0.15 * spread)
+
+
+async def test_the_first_passages_are_read_and_the_others_follow(channel):
+    read = load_bundle(BUNDLE).card.blend.read
+    dense = np.linspace(0.9, 0.5, read + 4).tolist()
+    passages = [f"{PASSAGES[0]} {number}" for number in range(read + 3)] + [PASSAGES[1]]
+    scores, blended = scores_of((await rerank(channel, item(QUESTION, passages, dense))).items[0])
+    assert np.isnan(scores).tolist() == [False] * read + [True] * 4
+    assert blended[read:].max() <= blended[:read].min()
+
+
+async def test_the_company_of_the_best_lifts_a_passage(channel):
+    # The second and third are as good, but the third resembles the first.
+    near = np.eye(3, dtype=FLOAT32)
+    near[0, 2] = near[2, 0] = 0.9
+    asked = item(QUESTION, [PASSAGES[1], PASSAGES[0], PASSAGES[0]], [0.9, 0.5, 0.5])
+    plain, blended = scores_of((await rerank(channel, asked)).items[0])
+    assert blended[1] == pytest.approx(blended[2], abs=1e-5)
+    asked.similarities = near.tobytes()
+    scores, blended = scores_of((await rerank(channel, asked)).items[0])
+    np.testing.assert_allclose(scores, plain, atol=1e-5)
+    assert blended[0] > blended[2] > blended[1]
+
+
+@pytest.mark.parametrize(
+    "numbers", [[1.0] * 8, [1.0] * 8 + [np.nan]], ids=["too few", "not a number"]
+)
+async def test_similarities_that_make_no_sense_are_refused(channel, numbers):
+    asked = item(QUESTION, PASSAGES)
+    asked.similarities = np.array(numbers, FLOAT32).tobytes()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await rerank(channel, asked)
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert "similarities" in caught.value.details()
 
 
 async def test_any_text_is_scored(channel):

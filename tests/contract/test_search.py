@@ -130,7 +130,7 @@ async def test_an_answer_explains_itself(client: AsyncClient, cluster: Cluster) 
     described = (await client.describe_index("books")).index
     assert told.encoder_model == described.encoder_model
     assert told.encoder_model.startswith("all-minilm-l6-v2-int8@")
-    assert told.reranker_model.startswith("reranker-minilm-l2-int8@")
+    assert told.reranker_model.startswith("reranker-minilm-l12-int8@")
     assert told.broker == "broker-0"
     assert told.epoch == cluster.epoch
     assert told.cache == CacheState.CACHE_STATE_BYPASS

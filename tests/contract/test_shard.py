@@ -209,6 +209,23 @@ async def test_a_write_can_be_read_at_its_version(server, corpus):
         assert [each.document_id for each in response.documents] == [f"new-{step}"]
 
 
+async def test_the_vectors_of_the_first_passages_come_along(server, corpus):
+    (query,) = corpus.vectors(1)
+    (result,) = (await server.search(query[None], 20)).results
+    row_ids = np.frombuffer(result.row_ids, "<u8")
+    missing = np.insert(row_ids, 1, np.uint64(10**15))
+    fetched = await server.call(
+        "FetchPassages",
+        pb.FetchPassagesRequest(
+            layout=key(), row_ids=pack(missing, np.dtype("<u8")), vector_count=8
+        ),
+    )
+    assert len(fetched.hits) == 20
+    vectors = np.frombuffer(fetched.vectors, "<f4").reshape(7, -1)
+    scores = np.frombuffer(result.scores, "<f4")[:7]
+    np.testing.assert_allclose(vectors @ query, scores, atol=1e-5)
+
+
 async def test_replaced_and_deleted_passages_are_not_fetched(server, corpus):
     response = await server.search(corpus.vectors(1), 1000)
     (result,) = response.results

@@ -21,7 +21,7 @@ from shoal.v1.search_pb2_grpc import SearchServiceServicer, add_SearchServiceSer
 from shoal.v1.status import CODES, STATUS_TRAILER, Failure, to_rpc_status
 
 ENCODER = "all-minilm-l6-v2-int8@0123456789ab"
-RERANKER = "reranker-minilm-l2-int8@ba9876543210"
+RERANKER = "reranker-minilm-l12-int8@ba9876543210"
 MADE_AT = 1_795_000_000
 DIMENSION = 4
 

@@ -27,7 +27,7 @@ from tests.harness.cluster import Cluster, Groups, controlled
 
 BUNDLES = Path(__file__).resolve().parents[2] / "deploy" / "bundles"
 ENCODER = BUNDLES / "all-minilm-l6-v2-int8"
-RERANKER = BUNDLES / "reranker-minilm-l2-int8"
+RERANKER = BUNDLES / "reranker-minilm-l12-int8"
 GROUPS: Groups = [((0,), ("shard-server-0",)), ((1,), ("shard-server-1",))]
 
 

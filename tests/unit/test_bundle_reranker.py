@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from shoal.bundle import BundleInvalidError, EncoderModel, RerankerModel, load_bundle
 
-BUNDLE = Path(__file__).resolve().parents[2] / "deploy" / "bundles" / "reranker-minilm-l2-int8"
+BUNDLE = Path(__file__).resolve().parents[2] / "deploy" / "bundles" / "reranker-minilm-l12-int8"
 QUESTION = "who built the first railway in Ireland"
 PASSAGES = [
     "Railways. The first railway in Ireland was built by William Dargan and opened in 1834.",

@@ -101,7 +101,7 @@ def settings_for(
             }
         case Role.ROLE_RERANKER:
             provided = {
-                "bundle": str(default_bundle("reranker-minilm-l2-int8")),
+                "bundle": str(default_bundle("reranker-minilm-l12-int8")),
                 "threads": 2,
                 "batch_tokens": 1024,
             }

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
 from shoal.broker.routes import IndexRoute
 from shoal.internal.v1.shard_pb2 import ShardState
 from shoal.v1.search_pb2 import (
@@ -34,10 +36,14 @@ class Ranked:
     server: str
     dense_score: float
     score: float
+    reranked: bool = False
     rerank_score: float | None = None
+    """None also for one that stood too far down to be read."""
     lexical_score: float | None = None
     dense_rank: int = 0
     lexical_rank: int = 0
+    vector: NDArray[np.float32] | None = None
+    """Of those that are to be reranked, as far as they came along."""
 
 
 @dataclass
@@ -95,7 +101,7 @@ def build_response(
                     index_version=route.index_version,
                     table_version=versions.get(each.shard, 0),
                     encoder_model=trace.encoder_model,
-                    reranker_model=trace.reranker_model if each.rerank_score is not None else "",
+                    reranker_model=trace.reranker_model if each.reranked else "",
                     shard=each.shard,
                     shard_server=each.server,
                     dense_rank=each.dense_rank,

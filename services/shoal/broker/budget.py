@@ -56,9 +56,20 @@ class RerankCost:
         """Begin with a guess."""
         self._base_s = 0.005
         self._per_candidate_s = 0.0005
+        # Of a question; unknown until a reranker says.
+        self._most_read: int | None = None
 
-    def observed(self, count: int, duration_s: float) -> None:
-        """Take note of a call for `count` candidates."""
+    def observed(self, count: int, duration_s: float, read: int | None = None) -> None:
+        """Take note of a call for `count` candidates.
+
+        read: how many of them the reranker read; None if it did not answer. Only these cost.
+        """
+        if read is not None:
+            # Fewer than there were: it reads no more of any.
+            self._most_read = read if read < count else self._most_read
+            count = read
+        elif self._most_read is not None:
+            count = min(count, self._most_read)
         per_candidate_s = max(duration_s - self._base_s, 0.0) / max(count, 1)
         # A call's time includes its wait behind others, which is over as soon as they are: good
         # news is believed at once, bad news bit by bit.
@@ -74,4 +85,6 @@ class RerankCost:
         fits = int((budget_s - self._base_s) / max(self._per_candidate_s, 1e-6))
         if fits <= 0 and budget_s > self._base_s:
             self._per_candidate_s *= 1.0 - _FORGETTING
+        if self._most_read is not None and fits >= self._most_read:
+            return wanted
         return max(0, min(wanted, fits))

@@ -16,8 +16,9 @@ class BrokerSettings(BaseModel):
     default_budget_s: float = Field(default=10.0, gt=0)
     """Seconds that a caller gets who set no deadline."""
     rerank_candidates: int = Field(default=20, ge=1, le=200)
-    """Candidates to rerank when a request does not say. Beyond twenty the reranker's time grows
-    faster than the ranking gets better."""
+    """Candidates to rerank when a request does not say. The cross-encoder reads as many of them as
+    its bundle's card says, the best eight of the one that ships; all are judged by the company that
+    they keep."""
     lexical_weight: float = Field(default=0.4, ge=0, le=1)
     """Weight of the words in a search by text that does not say, beside that of the vectors; 0:
     words are not looked at. Chosen on Debian's package descriptions: see `shoal.broker.fusion`."""

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from shoal.broker.fan_out import GroupAnswer
 from shoal.broker.merge import Candidates
 from shoal.broker.routes import IndexRoute
 from shoal.broker.targets import Targets
 from shoal.internal.v1.shard_pb2 import FetchPassagesRequest, Fill
 from shoal.internal.v1.shard_pb2_grpc import ShardServiceStub
-from shoal.rpc.arrays import UINT64, pack, unpack
+from shoal.rpc.arrays import FLOAT32, UINT64, pack, unpack
 from shoal.rpc.deadline import Deadline
 from shoal.rpc.errors import ServiceError
 from shoal.v1.search_pb2 import Hit
@@ -30,6 +31,25 @@ class ReadFailure:
     """The shard server that had found them."""
     count: int
     error: Exception
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What was read of some candidates, in their order."""
+
+    hits: list[Hit | None]
+    """None where a passage is gone, or could not be read."""
+    vectors: dict[int, NDArray[np.float32]]
+    """By the candidate's position, of those whose vectors were asked for and read."""
+    failures: list[ReadFailure]
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What one shard server read: by row id."""
+
+    hits: dict[int, Hit]
+    vectors: dict[int, NDArray[np.float32]]
 
 
 class FetchStage:
@@ -46,11 +66,9 @@ class FetchStage:
         answers: Sequence[GroupAnswer],
         fill: Fill.ValueType,
         deadline: Deadline,
-    ) -> tuple[list[Hit | None], list[ReadFailure]]:
-        """Read the hit of each candidate; None where it is gone, or could not be read.
-
-        The failures say which could not be read.
-        """
+        vector_count: int = 0,
+    ) -> Fetched:
+        """Read the hit of each candidate, and of the first `vector_count` the vectors too."""
         hits = list(candidates.hits)
         missing = [position for position, each in enumerate(hits) if each is None]
         by_source: dict[int, list[int]] = {}
@@ -58,18 +76,29 @@ class FetchStage:
             by_source.setdefault(int(candidates.sources[position]), []).append(position)
         fetched = await asyncio.gather(
             *(
-                self._fetch(route, answers[source], candidates.row_ids[positions], fill, deadline)
+                self._fetch(
+                    route,
+                    answers[source],
+                    candidates.row_ids[positions],
+                    fill,
+                    deadline,
+                    sum(position < vector_count for position in positions),
+                )
                 for source, positions in by_source.items()
             )
         )
-        failures = []
+        failures: list[ReadFailure] = []
+        vectors: dict[int, NDArray[np.float32]] = {}
         for (source, positions), found in zip(by_source.items(), fetched, strict=True):
             if isinstance(found, Exception):
                 failures.append(ReadFailure(answers[source].server, len(positions), found))
                 continue
             for position in positions:
-                hits[position] = found.get(int(candidates.row_ids[position]))
-        return hits, failures
+                row_id = int(candidates.row_ids[position])
+                hits[position] = found.hits.get(row_id)
+                if row_id in found.vectors:
+                    vectors[position] = found.vectors[row_id]
+        return Fetched(hits, vectors, failures)
 
     async def _fetch(
         self,
@@ -78,9 +107,13 @@ class FetchStage:
         row_ids: np.ndarray[tuple[int], np.dtype[np.uint64]],
         fill: Fill.ValueType,
         deadline: Deadline,
-    ) -> dict[int, Hit] | Exception:
+        vector_count: int,
+    ) -> _Read | Exception:
         request = FetchPassagesRequest(
-            layout=route.layout, row_ids=pack(row_ids, UINT64), fill=fill
+            layout=route.layout,
+            row_ids=pack(row_ids, UINT64),
+            fill=fill,
+            vector_count=vector_count,
         )
         try:
             # No other copy will do: one that is behind would leave out what it does not have yet.
@@ -96,4 +129,10 @@ class FetchStage:
         except (ServiceError, TimeoutError) as error:
             return error
         found = unpack(response.row_ids, UINT64, "row_ids").tolist()
-        return dict(zip(found, response.hits, strict=True))
+        asked = set(row_ids[:vector_count].tolist())
+        near = [row_id for row_id in found if row_id in asked]
+        vectors: dict[int, NDArray[np.float32]] = {}
+        if response.vectors:
+            rows = unpack(response.vectors, FLOAT32, "vectors").reshape(len(near), -1)
+            vectors = dict(zip(near, rows, strict=True))
+        return _Read(dict(zip(found, response.hits, strict=True)), vectors)

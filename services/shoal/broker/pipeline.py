@@ -6,7 +6,7 @@ The only module that awaits the stages: encode, search, merge, fetch, rerank, an
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
@@ -20,7 +20,7 @@ from shoal.broker.config import BrokerSettings
 from shoal.broker.coverage import coverage_of, cut, shards_text
 from shoal.broker.fan_out import FanOut, Found, ShardQuery
 from shoal.broker.fetching import FetchStage
-from shoal.broker.fusion import RERANK_STRENGTH, fuse
+from shoal.broker.fusion import fuse
 from shoal.broker.grouping import best_documents, best_passages, look_for_documents
 from shoal.broker.merge import Candidates, Lexical, have_words, merge
 from shoal.broker.probe import Probe
@@ -80,8 +80,8 @@ class Pipeline:
             depth = self._depth(query)
             found = await look(depth, self._fill(request, route, query))
             candidates = rank(found, depth)
-        hits = await self._fetch(request, route, query, found, candidates, budget, trace)
-        ranked = self._in_order(found, candidates, hits)
+        hits, vectors = await self._fetch(request, route, query, found, candidates, budget, trace)
+        ranked = self._in_order(found, candidates, hits, vectors)
         ranked = await self._rerank(query, ranked, budget, trace)
         best = best_documents if query.per_document else best_passages
         return self._answer(request, route, best(ranked, query.top_k), found, trace)
@@ -147,9 +147,11 @@ class Pipeline:
         """What comes along with the candidates: all that is needed, if one server holds them all.
 
         Then there is one call where there would be two, for text of a few candidates too many. Of
-        candidates that are to be fused there would be hundreds too many.
+        candidates that are to be fused there would be hundreds too many, and vectors, which
+        reranking makes use of, come with a fetch alone.
         """
-        if len(route.groups) > 1 or query.hybrid is not None:
+        reranks = self._rerank_count(query) > 0
+        if len(route.groups) > 1 or query.hybrid is not None or reranks:
             return Fill.FILL_UNSPECIFIED
         return self._needed(request, query)
 
@@ -166,21 +168,31 @@ class Pipeline:
         candidates: Candidates,
         budget: Budget,
         trace: Trace,
-    ) -> Sequence[Hit | None]:
+    ) -> tuple[Sequence[Hit | None], Mapping[int, NDArray[np.float32]]]:
+        """The hit of each candidate, and the vectors of those to be reranked, by position."""
         if None not in candidates.hits:
-            return candidates.hits
+            return candidates.hits, {}
         with timed(trace, Stage.STAGE_FETCH):
-            hits, failures = await self.fetcher.fetch(
-                route, candidates, found.answers, self._needed(request, query), budget.fetch()
+            fetched = await self.fetcher.fetch(
+                route,
+                candidates,
+                found.answers,
+                self._needed(request, query),
+                budget.fetch(),
+                self._rerank_count(query),
             )
-        for failure in failures:
+        for failure in fetched.failures:
             reason, why = _why(failure.error)
             message = f"{failure.count} passages that {failure.server} had found were left out: it"
             trace.cuts.append(cut(Stage.STAGE_FETCH, reason, f"{message} {why}"))
-        return hits
+        return fetched.hits, fetched.vectors
 
     def _in_order(
-        self, found: Found, candidates: Candidates, hits: Sequence[Hit | None]
+        self,
+        found: Found,
+        candidates: Candidates,
+        hits: Sequence[Hit | None],
+        vectors: Mapping[int, NDArray[np.float32]],
     ) -> list[Ranked]:
         """Leave out what was deleted or replaced since it was found."""
         rows = zip(
@@ -196,6 +208,9 @@ class Pipeline:
         ]
         if candidates.lexical is not None:
             _add_words(ranked, candidates.lexical)
+        for position, vector in vectors.items():
+            if (each := ranked[position]) is not None:
+                each.vector = vector
         return [each for each in ranked if each is not None]
 
     async def _rerank(
@@ -217,11 +232,11 @@ class Pipeline:
         if count == 0:
             return ranked
         head, tail = ranked[:count], ranked[count:]
-        strength = np.float32(RERANK_STRENGTH if head[0].lexical_score is not None else 1.0)
         item = RerankItem(
             query=query.text,
             passages=[_read_as(each.hit) for each in head],
-            dense_scores=pack(strength * _scores(head), FLOAT32),
+            dense_scores=pack(_scores(head), FLOAT32),
+            similarities=_similarities(head),
         )
         try:
             with timed(trace, Stage.STAGE_RERANK):
@@ -239,10 +254,11 @@ class Pipeline:
         for each, rerank_score, score in zip(
             head,
             reranked.rerank_scores.tolist(),
-            (reranked.scores / strength).tolist(),
+            reranked.scores.tolist(),
             strict=True,
         ):
-            each.rerank_score, each.score = rerank_score, score
+            each.rerank_score = None if math.isnan(rerank_score) else rerank_score
+            each.score, each.reranked = score, True
         head.sort(key=lambda each: -each.score)
         # What was not reranked follows in the order before it; its score never exceeds what is
         # above it.
@@ -331,6 +347,15 @@ def _add_words(ranked: Sequence[Ranked | None], lexical: Lexical) -> None:
 def _scores(ranked: Sequence[Ranked]) -> NDArray[np.float32]:
     """What they are ordered by, in the range of the dense scores."""
     return np.asarray([each.score for each in ranked], dtype=np.float32)
+
+
+def _similarities(ranked: Sequence[Ranked]) -> bytes:
+    """How near each is to each, packed; empty if the vector of one is not known."""
+    vectors = [each.vector for each in ranked if each.vector is not None]
+    if len(vectors) < len(ranked):
+        return b""
+    rows = np.stack(vectors)
+    return pack(rows @ rows.T, FLOAT32)
 
 
 def _is_late(error: Exception) -> bool:

@@ -27,6 +27,7 @@ MAX_ITEMS: Final = 64
 class Reranked:
     """Scores of the passages of one query."""
 
+    # NaN for a passage that was not read.
     rerank_scores: NDArray[np.float32]
     scores: NDArray[np.float32]
     model: str
@@ -63,7 +64,8 @@ class RerankStage:
             if self._targets.all():
                 self.cost.observed(len(item.passages), time.monotonic() - started_s)
             raise
-        self.cost.observed(len(item.passages), time.monotonic() - started_s)
+        read = int(np.count_nonzero(~np.isnan(reranked.rerank_scores)))
+        self.cost.observed(len(item.passages), time.monotonic() - started_s, read)
         return reranked
 
     def _coalescer(self, target: Target) -> Coalescer[RerankItem, Reranked]:

@@ -1,5 +1,6 @@
 """A model's folder: load it, verify it, tokenise for it, run it within a thread budget."""
 
+from shoal.bundle.affinity import affinities
 from shoal.bundle.card import BlendCard, BundleCard
 from shoal.bundle.encoder import EncoderModel, Purpose
 from shoal.bundle.errors import (
@@ -10,6 +11,7 @@ from shoal.bundle.errors import (
     DeviceUnavailableError,
 )
 from shoal.bundle.loading import Bundle, load_bundle
+from shoal.bundle.pairs import PairReader, TokenPair
 from shoal.bundle.reranker import RerankerModel
 from shoal.bundle.tokens import BundleTokenizer
 
@@ -24,7 +26,10 @@ __all__ = [
     "BundleTokenizer",
     "DeviceUnavailableError",
     "EncoderModel",
+    "PairReader",
     "Purpose",
     "RerankerModel",
+    "TokenPair",
+    "affinities",
     "load_bundle",
 ]

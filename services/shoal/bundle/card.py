@@ -31,12 +31,19 @@ class Agreement(_Frozen):
 class BlendCard(_Frozen):
     """How a reranker's score and the dense score become the score that hits are ordered by.
 
-    score = dense_score + weight * rerank_score. The cross-encoder is trained on what the dense
-    score leaves open, so its logit is added, not put in its place.
+    score = first_score + weight * rerank_score, and + affinity * nearness to the best by that
+    score (shoal.bundle.affinity). first_score is what the passages are ordered by before: the fused
+    one, or the dense one where words were not looked at. It carries over to texts unlike those that
+    the cross-encoder was trained on, so the logit is added, not put in its place.
     """
 
     weight: float = Field(gt=0.0)
     """Chosen on held-out training data."""
+    affinity: float = Field(default=0.0, ge=0.0)
+    """Chosen likewise."""
+    read: int | None = Field(default=None, ge=1)
+    """Passages of a question that the cross-encoder reads: the first ones by first_score. The
+    others stand after those until affinity has its say. None: all."""
     chosen_on: str
     """Which data that was."""
 
@@ -60,6 +67,9 @@ class BundleCard(_Frozen):
     """Put in front of a query."""
     passage_prefix: str = ""
     """Put in front of a passage."""
+    passage_tokens: int | None = Field(default=None, ge=8)
+    """Most tokens that a reranker reads of a passage, its best window. None: from its beginning on,
+    as far as the maximum length reaches."""
     model_file: str = "model.onnx"
     """The ONNX file, relative to the bundle."""
     tokenizer_file: str = "tokenizer.json"
@@ -85,6 +95,8 @@ class BundleCard(_Frozen):
             raise ValueError("an encoder's card must state its dimension")
         if self.kind == "reranker" and self.blend is None:
             raise ValueError("a reranker's card must state its blend")
+        if self.passage_tokens is not None and self.passage_tokens + 8 > self.max_length:
+            raise ValueError("passage_tokens must leave 8 tokens of max_length to the question")
         return self
 
 

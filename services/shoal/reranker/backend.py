@@ -28,8 +28,19 @@ class Backend(Protocol):
         """How well each passage answers its question: float32 [count], higher is better."""
         ...
 
+    def readable(self, dense_scores: NDArray[np.float32]) -> NDArray[np.intp]:
+        """Which passages of one question are worth reading: positions, ascending."""
+        ...
+
     def blend(
-        self, rerank_scores: NDArray[np.float32], dense_scores: NDArray[np.float32]
+        self,
+        rerank_scores: NDArray[np.float32],
+        dense_scores: NDArray[np.float32],
+        similarities: NDArray[np.float32] | None,
     ) -> NDArray[np.float32]:
-        """What to order the passages of one question by: float32 [count], higher is better."""
+        """What to order the passages of one question by: float32 [count], higher is better.
+
+        rerank_scores: NaN for what was not read. similarities: of the passages with one another,
+        float32 [count, count], if they are known.
+        """
         ...

@@ -27,11 +27,18 @@ class BundledReranker:
         """How well each passage answers its question."""
         return self._loaded.score(pairs)
 
+    def readable(self, dense_scores: NDArray[np.float32]) -> NDArray[np.intp]:
+        """Those that the bundle's card says."""
+        return self._loaded.readable(dense_scores)
+
     def blend(
-        self, rerank_scores: NDArray[np.float32], dense_scores: NDArray[np.float32]
+        self,
+        rerank_scores: NDArray[np.float32],
+        dense_scores: NDArray[np.float32],
+        similarities: NDArray[np.float32] | None,
     ) -> NDArray[np.float32]:
-        """Both scores, blended as the bundle's card says."""
-        return self._loaded.blend(rerank_scores, dense_scores)
+        """All of it, blended as the bundle's card says."""
+        return self._loaded.blend(rerank_scores, dense_scores, similarities)
 
 
 def load_backend(settings: RerankerSettings) -> Backend:

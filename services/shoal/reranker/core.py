@@ -31,14 +31,17 @@ class Question:
     passages: Sequence[str]
     # float32, one a passage.
     dense_scores: NDArray[np.float32]
+    # Of the passages with one another, float32 [count, count]; None if they are not known.
+    similarities: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
 class Scores:
     """Of one question's passages: float32, one a passage, higher is better."""
 
+    # NaN for a passage that was not read.
     rerank: NDArray[np.float32]
-    # Blended with the dense scores: what to order by.
+    # Blended with the other scores: what to order by.
     blended: NDArray[np.float32]
 
 
@@ -80,15 +83,35 @@ class RerankerCore:
         Raises ServiceError (OVERLOADED, DRAINING, INTERNAL), or TimeoutError once the deadline has
         passed.
         """
-        pairs = [(each.query, passage) for each in questions for passage in each.passages]
+        readable = [self.backend.readable(each.dense_scores) for each in questions]
+        pairs = [
+            (each.query, each.passages[at])
+            for each, places in zip(questions, readable, strict=True)
+            for at in places.tolist()
+        ]
         if sum(len(query) + len(passage) for query, passage in pairs) <= _COUNTED_IN_PLACE_CHARS:
             costs = self.backend.costs(pairs)
         else:
             costs = await asyncio.to_thread(self.backend.costs, pairs)
         scored = await self._worker.submit(pairs, costs, Urgency.URGENT, deadline)
         flat = np.array(scored, dtype=np.float32)
-        ends = np.cumsum([len(each.passages) for each in questions])
-        return [
-            Scores(rerank, self.backend.blend(rerank, each.dense_scores))
-            for each, rerank in zip(questions, np.split(flat, ends[:-1]), strict=True)
+        ends = np.cumsum([len(places) for places in readable])
+        spread = [
+            _spread(read, places, len(each.passages))
+            for each, places, read in zip(
+                questions, readable, np.split(flat, ends[:-1]), strict=True
+            )
         ]
+        return [
+            Scores(rerank, self.backend.blend(rerank, each.dense_scores, each.similarities))
+            for each, rerank in zip(questions, spread, strict=True)
+        ]
+
+
+def _spread(
+    scores: NDArray[np.float32], places: NDArray[np.intp], count: int
+) -> NDArray[np.float32]:
+    """Scores of some of `count` passages at their places; NaN at all others."""
+    spread = np.full(count, np.nan, dtype=np.float32)
+    spread[places] = scores
+    return spread

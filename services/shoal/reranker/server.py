@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import grpc
 import numpy as np
+from numpy.typing import NDArray
 from shoal.internal.v1.reranker_pb2 import (
     DESCRIPTOR,
     RerankItem,
@@ -120,7 +121,19 @@ def _question(item: RerankItem, path: str) -> Question:
         )
     if not np.isfinite(dense_scores).all():
         raise InvalidFieldError(f"{path}.dense_scores", "holds a NaN or an infinity")
-    return Question(item.query, item.passages, dense_scores)
+    return Question(item.query, item.passages, dense_scores, _similarities(item, path))
+
+
+def _similarities(item: RerankItem, path: str) -> NDArray[np.float32] | None:
+    if not item.similarities:
+        return None
+    path, count = f"{path}.similarities", len(item.passages)
+    values = unpack(item.similarities, FLOAT32, path)
+    if len(values) != count * count:
+        raise InvalidFieldError(path, f"holds {len(values)} numbers for {count} passages")
+    if not np.isfinite(values).all():
+        raise InvalidFieldError(path, "holds a NaN or an infinity")
+    return values.reshape(count, count)
 
 
 def _check_length(text: str, limit_bytes: int, path: str) -> None:

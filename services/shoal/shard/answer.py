@@ -259,11 +259,15 @@ def count_texts(
 
 
 def fetch_passages(
-    targets: Sequence[Target], row_ids: NDArray[np.uint64], table: PassageTable | None
+    targets: Sequence[Target],
+    row_ids: NDArray[np.uint64],
+    table: PassageTable | None,
+    vector_count: int = 0,
 ) -> FetchPassagesResponse:
     """Read passages that are live, in the order of the ids. Blocks.
 
-    table: None if only references are wanted.
+    table: None if only references are wanted. vector_count: of how many of the ids, from the first
+    on, to read the vectors too.
     """
     found: dict[int, Hit] = {}
     for target in targets:
@@ -273,12 +277,19 @@ def fetch_passages(
                 found[at] = Hit()
                 references.write(number, found[at])
     places = sorted(found)
+    vectors = b""
     if table is not None and found:
-        content = read_content(table, row_ids[np.array(places, dtype=np.intp)].tolist())
+        wanted = row_ids[np.array(places, dtype=np.intp)].tolist()
+        content = read_content(table, wanted, with_vectors=vector_count > 0)
         # A row that has left the table since is as good as never found.
         places = [at for at in places if content.write(int(row_ids[at]), found[at])]
+        if content.vectors is not None:
+            near = [content.places[int(row_ids[at])] for at in places if at < vector_count]
+            vectors = pack(content.vectors[near], FLOAT32)
     rows = row_ids[np.array(places, dtype=np.intp)]
-    return FetchPassagesResponse(hits=[found[at] for at in places], row_ids=pack(rows, UINT64))
+    return FetchPassagesResponse(
+        hits=[found[at] for at in places], row_ids=pack(rows, UINT64), vectors=vectors
+    )
 
 
 def fetch_documents(

@@ -21,7 +21,7 @@ from shoal.rpc.arrays import FLOAT32, UINT32, UINT64, pack
 from shoal.shard.directory import Directory, Positions, TailDirectory
 from shoal.shard.search import Ranking, Target
 from shoal.table import schema
-from shoal.table.table import PassageTable
+from shoal.table.table import PassageTable, vectors_of
 from shoal.v1.search_pb2 import Hit
 
 _US_PER_S: Final = 1_000_000
@@ -79,6 +79,8 @@ class Content:
     texts: list[str]
     metadata: list[str]
     places: dict[int, int]
+    # float32 [rows, dimension]; None if they were not asked for.
+    vectors: NDArray[np.float32] | None = None
 
     def write(self, row_id: int, hit: Hit) -> bool:
         """Write a row's content into a message; False if the table does not have the row."""
@@ -92,14 +94,19 @@ class Content:
         return True
 
 
-def read_content(table: PassageTable, row_ids: Iterable[int]) -> Content:
+def read_content(
+    table: PassageTable, row_ids: Iterable[int], *, with_vectors: bool = False
+) -> Content:
     """Read the content of rows from the table, each once. Blocks."""
-    rows = table.take(sorted(set(row_ids)), schema.CONTENT_COLUMNS)
+    columns = (*schema.CONTENT_COLUMNS, schema.VECTOR) if with_vectors else schema.CONTENT_COLUMNS
+    rows = table.take(sorted(set(row_ids)), columns)
+    vectors = vectors_of(rows.column(schema.VECTOR), table.dimension) if with_vectors else None
     return Content(
         titles=rows.column(schema.TITLE).to_pylist(),
         texts=rows.column(schema.TEXT).to_pylist(),
         metadata=rows.column(schema.METADATA).to_pylist(),
         places={row_id: at for at, row_id in enumerate(rows.column(schema.ROW_ID).to_pylist())},
+        vectors=vectors,
     )
 
 

@@ -27,6 +27,8 @@ MAX_QUERY_COUNT: Final = 1024
 MAX_TOP_K: Final = 1000
 MAX_ROW_COUNT: Final = 10_000
 MAX_DOCUMENT_COUNT: Final = 1_000
+# As many as can be reranked, which is what vectors are read for.
+MAX_VECTOR_COUNT: Final = 200
 
 _FILLS: Final = frozenset({Fill.FILL_UNSPECIFIED, Fill.FILL_REFERENCE, Fill.FILL_TEXT})
 
@@ -113,6 +115,10 @@ def read_row_ids(request: FetchPassagesRequest) -> NDArray[np.uint64]:
     row_ids: NDArray[Any] = unpack(request.row_ids, UINT64, "row_ids")
     if len(row_ids) > MAX_ROW_COUNT:
         raise InvalidFieldError("row_ids", f"has {len(row_ids)}; there may be {MAX_ROW_COUNT}")
+    if request.vector_count > MAX_VECTOR_COUNT:
+        raise InvalidFieldError(
+            "vector_count", f"is {request.vector_count}; at most {MAX_VECTOR_COUNT} can be read"
+        )
     return row_ids
 
 

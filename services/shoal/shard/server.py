@@ -192,7 +192,9 @@ class ShardService(ShardServiceServicer):
         if request.fill == Fill.FILL_REFERENCE:
             return await self._read(lambda: answer.fetch_passages(targets, row_ids, None), deadline)
         return await self._read_table(
-            follower, lambda table: answer.fetch_passages(targets, row_ids, table), deadline
+            follower,
+            lambda table: answer.fetch_passages(targets, row_ids, table, request.vector_count),
+            deadline,
         )
 
     async def FetchDocuments(

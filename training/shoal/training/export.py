@@ -29,7 +29,7 @@ import torch
 from numpy.typing import NDArray
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.transformers.float16 import convert_float_to_float16
-from shoal.bundle import EncoderModel, RerankerModel, load_bundle
+from shoal.bundle import Bundle, EncoderModel, PairReader, RerankerModel, load_bundle
 from shoal.bundle.card import CARD_FILE, Agreement, BlendCard, BundleCard
 from shoal.training import packed_e5
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
@@ -209,13 +209,17 @@ def export_reranker(
     pairs: Sequence[tuple[str, str]],
     blend: BlendCard,
     max_length: int,
+    passage_tokens: int | None = None,
+    origin: str | None = None,
     precision: Precision = "int8",
     report: Report = lambda _: None,
 ) -> BundleCard:
     """Export a cross-encoder (a transformer with one logit) as a bundle.
 
     pairs: real ones of question and passage, to compare the bundle with the weights on.
-    Raises ExportError. Overwrites `out` only once the new bundle is whole.
+    passage_tokens: most that it is to read of a passage. origin: where the weights come from, for
+    the card; None: what is known of `source`. Raises ExportError. Overwrites `out` only once the
+    new bundle is whole.
     """
     weights = resolve_weights(source)
     report("loading the weights")
@@ -232,7 +236,8 @@ def export_reranker(
         pairs=pairs,
         blend=blend,
         max_length=max_length,
-        source=_source_of(source),
+        passage_tokens=passage_tokens,
+        source=origin or _source_of(source),
         precision=precision,
         report=report,
     )
@@ -248,6 +253,7 @@ def export_module(
     blend: BlendCard,
     max_length: int,
     source: str,
+    passage_tokens: int | None = None,
     precision: Precision = "int8",
     report: Report = lambda _: None,
 ) -> BundleCard:
@@ -260,6 +266,7 @@ def export_module(
         kind="reranker",
         pooling="none",
         max_length=max_length,
+        passage_tokens=passage_tokens,
         precision=precision,
         languages=("en",),
         licence="Apache-2.0",
@@ -270,8 +277,9 @@ def export_module(
         folder = Path(temporary) / "bundle"
         _write(folder, weights, module, card, report)
         report("comparing with the weights")
-        expected = _torch_scores(module, weights, pairs, max_length)
-        actual = RerankerModel(load_bundle(folder), threads=2).score(pairs)
+        bundle = load_bundle(folder)
+        expected = _torch_scores(module, weights, bundle, pairs)
+        actual = RerankerModel(bundle, threads=2).score(pairs)
         ranks = [np.argsort(np.argsort(each)) for each in (expected, actual)]
         agreement = Agreement(
             texts=len(pairs),
@@ -396,10 +404,31 @@ def torch_vectors(
 
 
 def _torch_scores(
-    module: Any, weights: Path, pairs: Sequence[tuple[str, str]], max_length: int
+    module: Any, weights: Path, bundle: Bundle, pairs: Sequence[tuple[str, str]]
 ) -> NDArray[np.float32]:
-    runs = _torch_run(module, weights, [list(pair) for pair in pairs], max_length)
-    return np.concatenate([output[:, 0].numpy() for output, _ in runs])
+    """Score pairs with the weights, each as much of it as the bundle reads."""
+    if bundle.card.passage_tokens is None:
+        whole = [list(pair) for pair in pairs]
+        runs = _torch_run(module, weights, whole, bundle.card.max_length)
+        return np.concatenate([output[:, 0].numpy() for output, _ in runs])
+    read = PairReader(bundle.tokenizer(), bundle.card.passage_tokens).read(pairs)
+    with torch.no_grad():
+        scores = [
+            module(
+                torch.from_numpy(each.ids[None].astype(np.int64)),
+                torch.ones((1, len(each.ids)), dtype=torch.int64),
+                torch.from_numpy(each.type_ids[None].astype(np.int64)),
+            )
+            for each in read
+        ]
+    return np.array([float(each[0, 0]) for each in scores], dtype=np.float32)
+
+
+def rewrite_blend(folder: Path, blend: BlendCard) -> BundleCard:
+    """Give a reranker's bundle another blend; its files stay as they are."""
+    card = load_bundle(folder).card.model_copy(update={"blend": blend})
+    (folder / CARD_FILE).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return load_bundle(folder).card
 
 
 def _torch_run(model: Any, weights: Path, texts: list[Any], max_length: int) -> list[Any]:

