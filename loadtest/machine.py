@@ -26,10 +26,19 @@ def facts() -> dict[str, Any]:
         "memory_gib": round(memory_bytes / 2**30, 1),
         "load_average": [round(load, 2) for load in os.getloadavg()],
         "system": f"{platform.system()} {platform.release()}",
+        "autogroup": _autogroup(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "commit": _commit(),
     }
+
+
+def _autogroup() -> bool:
+    """True if the kernel weighs sessions against each other: sched(7)."""
+    try:
+        return Path("/proc/sys/kernel/sched_autogroup_enabled").read_text().strip() == "1"
+    except OSError:
+        return False
 
 
 def _processor() -> str:
