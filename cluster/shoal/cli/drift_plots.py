@@ -101,6 +101,7 @@ def _histograms(measures: Sequence[DriftMeasure]) -> Any:
     for axes in panels[len(measures) :]:
         axes.set_visible(False)
     panels[0].legend(fontsize=7)
+    figure.supylabel("share", fontsize=9)
     return figure
 
 

@@ -36,6 +36,7 @@ COMPONENTS: Final = 8
 MAX_POINTS: Final = 400
 # Things that are named in an alert.
 _NAMED: Final = 3
+_COMPONENT: Final = "component"
 
 QUERY: Final = "query"
 PASSAGE: Final = "passage"
@@ -66,8 +67,15 @@ class Measure:
         if self.p_value is not None:
             return f"{self.name}: discrepancy {self.discrepancy:.3f}, p {self.p_value:.1g}"
         assert self.shift is not None
-        moved = f"{self.before:.2f} to {self.now:.2f}"
-        return f"{self.name}: stability index {self.shift.index:.2f}, {moved}"
+        said = f"{self.name}: stability index {self.shift.index:.2f}"
+        if self.is_component:
+            return said  # Its numbers mean nothing to anybody.
+        return f"{said}, {self.before:.2f} to {self.now:.2f}"
+
+    @property
+    def is_component(self) -> bool:
+        """True for a principal component."""
+        return self.name.startswith(_COMPONENT)
 
 
 @dataclass(frozen=True)
@@ -92,7 +100,7 @@ def compare(
     count = old_places.shape[1]
     measures = [_vectors(subject, old, new, seed)]
     measures += [
-        _numbers(subject, f"component {at + 1}", old_places[:, at], new_places[:, at], count)
+        _numbers(subject, f"{_COMPONENT} {at + 1}", old_places[:, at], new_places[:, at], count)
         for at in range(count)
     ]
     measures += [
@@ -105,10 +113,17 @@ def compare(
         if each is not None
     ]
     points = [
-        Points(subject, reference, places[:MAX_POINTS, :2])
+        Points(subject, reference, _thinned(places)[:, :2])
         for reference, places in ((True, old_places), (False, new_places))
     ]
     return measures, points
+
+
+def _thinned(places: _Floats) -> _Floats:
+    """No more than `MAX_POINTS` of them, of all times: they stand in the order they came in."""
+    chosen = np.linspace(0, len(places) - 1, min(len(places), MAX_POINTS)).astype(np.int64)
+    thinned: _Floats = places[chosen]
+    return thinned
 
 
 def compare_choices(before: tuple[int, int], now: tuple[int, int]) -> Measure | None:
@@ -134,8 +149,10 @@ def alert_of(measures: Sequence[Measure], since: str) -> str:
     said = []
     for subject, name in ((QUERY, "questions"), (PASSAGE, "passages")):
         alarming = [each for each in measures if each.alarming and each.subject == subject]
+        # First what says more than that something has moved.
+        alarming.sort(key=lambda each: each.is_component)
         if alarming:
-            more = f" and {len(alarming) - _NAMED} more" if alarming[_NAMED:] else ""
+            more = f"; and {len(alarming) - _NAMED} more" if alarming[_NAMED:] else ""
             said.append(f"{name} ({'; '.join(each.shown() for each in alarming[:_NAMED])}{more})")
     if not said:
         return ""
