@@ -1,7 +1,7 @@
 """Is what an index is asked and holds still like its reference, and since when is it not?
 
 Brokers send samples of questions; each is looked at and its text thrown away. All of an index's
-samples are touched in one thread of the lowest priority, which serves all indexes, one thing at a
+samples are touched in one thread, which serves all indexes, one thing at a
 time: what comes while too much waits is dropped, as one sample is as good as the next.
 """
 
@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -46,8 +44,6 @@ from shoal.writer.drift_files import DriftFiles
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
-# Below all others, where the system lets a thread be.
-_LOWEST_NICE: Final = 19
 # Samples that wait to be looked at, over all indexes.
 _MAX_WAITING: Final = 64
 # Measurements that wait.
@@ -60,7 +56,7 @@ class DriftThread:
 
     def __init__(self) -> None:
         """Idle."""
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="drift", initializer=_give_way)
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="drift")
         self._waiting = {False: 0, True: 0}
 
     def has_room(self, *, measuring: bool) -> bool:
@@ -280,10 +276,3 @@ def _questions(
 
 def _digests(document_ids: Sequence[str]) -> NDArray[np.uint64]:
     return np.array([xxhash.xxh3_64_intdigest(each.encode()) for each in document_ids], np.uint64)
-
-
-def _give_way() -> None:
-    try:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_NICE)
-    except OSError:
-        _log.debug("drift is measured at the priority of everything else", exc_info=True)
