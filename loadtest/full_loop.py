@@ -49,6 +49,8 @@ SHOAL: Final = str(Path(sys.executable).with_name("shoal"))
 NOISE: Final = 6.0
 # Most that nDCG@10 may fall: the same model, encoded in other batches, may differ by 0.005.
 MAX_LOSS: Final = 0.02
+# Callers, shadows, judging and the cluster share the machine's cores.
+MAX_LATENCY_RATIO: Final = 3.0
 # A rollback is to take less than this, from the call to its answer.
 ROLLBACK_S: Final = 1.0
 # Between two documents that are written, and two questions of a caller.
@@ -228,7 +230,8 @@ class Loop:
         command += ["--qrels", str(CORPUS / "qrels" / "test.tsv"), "--shadow-share", "0.5"]
         command += ["--min-queries", str(self._chosen.min_queries), "--yes", "--json", *options]
         gate = self._home / "gate.yaml"
-        gate.write_text(f"max_ndcg_loss: {MAX_LOSS}\n", encoding="utf-8")
+        thresholds = {"max_ndcg_loss": MAX_LOSS, "max_latency_ratio": MAX_LATENCY_RATIO}
+        gate.write_text(json.dumps(thresholds), encoding="utf-8")  # JSON is YAML.
         command += ["--gate", str(gate)]
         _say(shlex.join(command))
         begun_s = time.monotonic()

@@ -41,7 +41,7 @@ async def test_negatives_come_from_the_version_that_serves(tmp_path):
         )
         out = tmp_path / "out.jsonl"
         arguments = ["mine", "docs", "--pairs", str(tmp_path / "pairs.jsonl"), "--out", str(out)]
-        arguments += ["--margin", "0.1", "--top-k", "30", "--count", "3", "--json"]
+        arguments += ["--margin", "0.2", "--top-k", "30", "--count", "3", "--json"]
         arguments += ["--endpoint", f"127.0.0.1:{cluster.config.broker_port}"]
         done = await asyncio.to_thread(CliRunner().invoke, app, arguments)
         assert done.exit_code == 0, done.stderr
@@ -65,5 +65,5 @@ async def test_negatives_come_from_the_version_that_serves(tmp_path):
                 key = (negative["document"], negative["passage"])
                 assert key not in right
                 # In int8 a vector depends a little on what is encoded beside it.
-                assert negative["score"] <= max(scores[each] for each in right) - 0.1 + 0.03
-                assert abs(negative["score"] - scores.get(key, negative["score"])) < 0.03
+                assert negative["score"] <= max(scores[each] for each in right) - 0.2 + 0.1
+                assert abs(negative["score"] - scores.get(key, negative["score"])) < 0.1

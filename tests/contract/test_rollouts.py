@@ -241,8 +241,10 @@ async def test_the_gate_stops_a_worse_model_and_lets_a_good_one_pass(tmp_path, b
         async def roll_out(encoder, *options):
             named = ("--encoder", str(encoder), "--queries", str(queries), "--qrels", str(qrels))
             arguments = ["rollout", "docs", *named, "--min-queries", "5", *options]
-            # In int8 the same model, encoded in other batches, ranks a little otherwise.
-            (tmp_path / "gate.yaml").write_text("max_ndcg_loss: 0.03\n")
+            # In int8 the same model, encoded in other batches, ranks a little otherwise; and how
+            # busy the machine is decides nothing here.
+            gate = "max_ndcg_loss: 0.03\nmax_latency_ratio: 1000\n"
+            (tmp_path / "gate.yaml").write_text(gate)
             arguments += ["--gate", str(tmp_path / "gate.yaml")]
             common = ["--shadow-share", "1", "--json", "--yes", "--endpoint", endpoint]
             return await asyncio.to_thread(CliRunner().invoke, app, [*arguments, *common])
