@@ -31,7 +31,7 @@ HOMES = {
         "training/shoal/training/ray_workers.py",
         "loadtest/",
     ),
-    "matplotlib": ("training/",),
+    "matplotlib": ("training/", "cluster/shoal/cli/drift_plots.py", "loadtest/rerank_curve.py"),
     "torch": ("training/",),
     "fsspec": ("services/shoal/table/stores.py",),
     "ir_measures": ("cluster/shoal/cli/judging.py", "training/"),
