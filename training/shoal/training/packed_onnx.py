@@ -84,7 +84,7 @@ def read_tensors(path: Path) -> dict[str, NDArray[np.float32]]:
     """Read the weights: float32, by torch's names. Raises PackedWeightsError."""
     graph = onnx.load(str(path)).graph
     stored = {each.name: each for each in graph.initializer}
-    if "classifier.weight_quantized" not in stored:
+    if not any(name.endswith("_quantized") for name in stored):
         raise PackedWeightsError(f"{path} holds no cross-encoder of eight-bit weights")
     tensors = {
         name: _float32(each)
