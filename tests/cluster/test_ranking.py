@@ -28,7 +28,7 @@ def _shoal(cluster: RunningCluster, *arguments: str) -> dict[str, object]:
     return found
 
 
-def test_words_make_vectors_rank_better_and_reranking_keeps_it(
+def test_words_make_vectors_rank_better_and_reranking_better_still(
     cluster: RunningCluster,
 ) -> None:
     # The first 200 questions, to be quick; `make demo` evaluates all 1,190.
@@ -40,7 +40,8 @@ def test_words_make_vectors_rank_better_and_reranking_keeps_it(
     assert found["hybrid"] >= found["dense"] + 0.02
     # Words alone are nearly perfect on these 200, and vectors depend a little on their batch.
     assert found["hybrid"] >= found["lexical"] - 0.005
-    assert found["reranked"] >= found["hybrid"] - 0.005
+    # 0.988 and 0.994 when measured.
+    assert found["reranked"] >= found["hybrid"] + 0.003
 
 
 def test_a_search_explains_every_hit(cluster: RunningCluster) -> None:

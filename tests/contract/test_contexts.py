@@ -69,8 +69,8 @@ async def test_hits_are_gathered_by_document(
     scores = [hit.score for hit in response.hits]
     assert scores == sorted(scores, reverse=True)
     assert all(hit.text for hit in response.hits)
-    # Twenty candidates are reranked; what follows them is in dense order.
-    assert all(hit.HasField("rerank_score") == rerank for hit in response.hits[:8])
+    # The first candidates are read; the others have no score of the reranker's.
+    assert any(hit.HasField("rerank_score") for hit in response.hits) == rerank
     assert response.coverage.complete
 
 

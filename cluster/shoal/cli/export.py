@@ -123,6 +123,14 @@ def reranker(
     max_length: Annotated[
         int, typer.Option(min=8, max=32_768, help="Tokens of question and passage together.")
     ] = 256,
+    passage_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=8,
+            help="Tokens that it reads of a passage, the best window. None: from the beginning on.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Export a cross-encoder with one output."""
@@ -137,6 +145,8 @@ def reranker(
             pairs=_pairs(),
             blend=BlendCard(weight=blend_weight, chosen_on=blend_chosen_on),
             max_length=max_length,
+            passage_tokens=passage_tokens,
+            origin=None,
             precision=precision.value,
             report=lambda doing: advance(0, doing),
         )

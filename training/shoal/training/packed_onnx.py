@@ -84,6 +84,8 @@ def read_tensors(path: Path) -> dict[str, NDArray[np.float32]]:
     """Read the weights: float32, by torch's names. Raises PackedWeightsError."""
     graph = onnx.load(str(path)).graph
     stored = {each.name: each for each in graph.initializer}
+    if not any(name.endswith("_quantized") for name in stored):
+        raise PackedWeightsError(f"{path} holds no cross-encoder of eight-bit weights")
     tensors = {
         name: _float32(each)
         for name, each in stored.items()
@@ -97,8 +99,6 @@ def read_tensors(path: Path) -> dict[str, NDArray[np.float32]]:
         if node.op_type == "MatMulInteger" and found is not None:
             matrix = _restored(stored, node.input[1].removesuffix("_quantized"))
             tensors[found["path"].replace("/", ".") + ".weight"] = matrix.T
-    if "classifier.weight" not in tensors:
-        raise PackedWeightsError(f"{path} holds no cross-encoder of eight-bit weights")
     return tensors
 
 

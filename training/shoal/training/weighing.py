@@ -27,7 +27,7 @@ from shoal.training.debian import Package
 from shoal.training.hybrid import Found, HybridCorpus
 from shoal.training.manual_pages import ManualPage
 
-DEPTH: Final = 20
+DEPTH: Final = 50
 WEIGHTS: Final = (0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05)
 AFFINITIES: Final = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3)
 # Choices within this nDCG@10 of the best are as good as it; of those, that which moves least.
@@ -92,6 +92,13 @@ def choose_blend(model: RerankerModel, questions: Sequence[Judged]) -> BlendCard
     """Choose weight and affinity for a model; how many passages it reads is as its card says."""
     assert model.bundle.card.blend is not None
     scores = [_rerank(model, each) for each in questions]
+    return choose(model.bundle.card.blend, questions, scores)
+
+
+def choose(
+    card: BlendCard, questions: Sequence[Judged], scores: Sequence[NDArray[np.float32]]
+) -> BlendCard:
+    """Choose weight and affinity for scores of the candidates; NaN for what was not read."""
     plain = means(questions, [each.found.scores for each in questions])
     values: dict[tuple[float, float], dict[str, float]] = {}
     for weight, affinity in itertools.product(WEIGHTS, AFFINITIES):
@@ -110,7 +117,7 @@ def choose_blend(model: RerankerModel, questions: Sequence[Judged]) -> BlendCard
         f"{kind} {plain[kind]:.3f} -> {value:.3f}"
         for kind, value in values[weight, affinity].items()
     )
-    return model.bundle.card.blend.model_copy(
+    return card.model_copy(
         update={
             "weight": weight,
             "affinity": affinity,
