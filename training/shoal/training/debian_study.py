@@ -63,10 +63,10 @@ def debian_sides() -> tuple[list[Pair], list[Pair]]:
     return sides.train, sides.dev
 
 
-def load_encoder(folder: Path, tokens: int, threads: int) -> EncoderModel:
-    """Load a bundle that reads at most `tokens` tokens of a text."""
+def load_encoder(folder: Path, tokens: int | None, threads: int) -> EncoderModel:
+    """Load a bundle that reads at most `tokens` tokens of a text. None: as many as it can."""
     bundle = load_bundle(folder)
-    length = min(tokens, bundle.card.max_length)
+    length = min(tokens or bundle.card.max_length, bundle.card.max_length)
     card = bundle.card.model_copy(update={"max_length": length})
     return EncoderModel(dataclasses.replace(bundle, card=card), threads=threads)
 
@@ -157,8 +157,8 @@ def study(
     texts = [pair.positive for pair in [*dev, *train]][:count]
     passages = encode_all(model, texts, out / name, report)
     queries = model.encode([pair.query for pair in asked], "query")
-    whole = load_encoder(bundle, model.bundle.card.max_length, threads)
     report("judging")
+    whole = load_encoder(bundle, None, threads)
     figures = {
         "bundle": name,
         "passages": len(passages),
