@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from shoal.training.debian_study import (
     encode_all,
     judged_measures,
     load_encoder,
+    main,
     recall_at_ten,
 )
 
@@ -47,3 +49,19 @@ def test_a_judged_set_is_judged(tmp_path: Path) -> None:
     (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\td0\t1\n")
     found = judged_measures(load_encoder(BUNDLE, tokens=16, threads=1), folder)
     assert found == {"nDCG@10": pytest.approx(1.0), "R@10": 1.0, "RR@10": 1.0}
+
+
+def test_figures_are_kept_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = load_encoder(BUNDLE, tokens=8, threads=1).bundle
+    figures = {
+        "bundle": "kept",
+        "passages": 4096,
+        "recall@10": 0.1234,
+        "judged": {"nDCG@10": 0.5, "R@10": 0.6, "RR@10": 0.7},
+    }
+    path = tmp_path / f"{bundle.card.name}-{bundle.fingerprint}-4096.json"
+    path.write_text(json.dumps(figures))
+    main([str(tmp_path), "--threads", "1", "--passages", "4096", str(BUNDLE)])
+    shown = capsys.readouterr().out
+    assert "4,096" in shown
+    assert "0.1234" in shown
