@@ -123,7 +123,7 @@ def test_each_version_has_the_encoders_of_its_model():
 def test_encoders_that_have_not_said_what_they_serve_are_for_the_declared_model_alone():
     route = routes_of(topology(("encoder-0", ""))).index("docs")
     assert route.encoders == ("encoder-0",)
-    assert route.version(2).encoders is None
+    assert route.version(2).encoders == ()
 
 
 def answer(*ids, complete=True):
@@ -187,6 +187,7 @@ async def test_only_sampled_questions_are_compared_and_only_in_this_rollout(rout
     for _ in range(3):
         shadow.consider(SearchRequest(text="question"), route, answer("a"), 0.01)
     shadow.consider(SearchRequest(), route, answer("a"), 0.01)  # By vector.
+    shadow.consider(SearchRequest(text="cut"), route, answer("a", complete=False), 0.01)
     await settle(shadow)
     assert shadow.report(route).compared == 1
     promoted = dataclasses.replace(route, index_version=7)

@@ -50,6 +50,10 @@ def test_a_good_candidate_passes_with_every_check_named():
             {"judged": (Judged("by vectors", 0.9, 0.89),)},
             "nDCG@10 by vectors is 0.890, 0.010 below the 0.900 of the version that serves",
         ),
+        (
+            {"judged": (Judged("by vectors", 0.0, 0.0),)},
+            "are the judged ids those of the index?",
+        ),
     ],
 )
 def test_each_threshold_stops_by_itself_and_says_by_how_much(changes, said):

@@ -1,5 +1,7 @@
 """Are a model's vectors a part of their rows: added, followed, removed and copied with them?"""
 
+import os
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -14,6 +16,7 @@ from shoal.table import (
     versions,
 )
 from shoal.table.catalogue import IndexEntry
+from shoal.table.scanning import vectors_of
 from shoal.table.schema import ModelVectors
 from shoal.table.vector_blocks import blocks_in, drop_outdated_blocks, held_rows, write_block
 from shoal.table.versions import RolloutRecord, VersionRecord
@@ -113,6 +116,11 @@ def test_rows_are_filled_whatever_is_appended_compacted_or_removed_meanwhile(log
         assert vectors[row] == [float(row)] * NEW.dimension
     assert sum(each is None for each in vectors.values()) == 3  # Of what is deleted.
     assert all(len(each) == 4 for each in read(log, "").values() if each is not None)
+    # By id, as answers are filled and rerankers are given vectors.
+    follower = PassageTable.open(log.table.uri, model=NEW.model)
+    taken = follower.take(missing, (schema.DOCUMENT_ID, schema.VECTOR))
+    assert taken.column_names == [schema.DOCUMENT_ID, schema.VECTOR, schema.ROW_ID]
+    assert vectors_of(taken[schema.VECTOR], NEW.dimension).tolist() == made(missing).tolist()
 
 
 def test_removed_rows_take_their_vectors_along(log):
@@ -153,6 +161,19 @@ def test_blocks_of_rows_that_were_purged_are_removed_whoever_comes_first(log, tm
     assert block.row_ids.tolist() == kept.tolist()
     write_block(folder / "abc", gone, made(gone), log.table)  # It was read before the purge.
     assert held_rows(folder / "abc").tolist() == kept.tolist()
+
+
+def test_what_a_killed_step_left_behind_is_removed_by_the_next_purge(log, tmp_path):
+    log.table.add_model(NEW)
+    folder = tmp_path / "vectors" / "new"
+    write_block(folder, log.rows_of("a"), made(log.rows_of("a")), log.table)
+    (block,) = blocks_in(folder)
+    left, writing = folder / f".{block.path.name}.new", folder / ".1-1.npz.new"
+    for each in (left, writing):
+        each.write_bytes(b"half of it")
+    os.utime(left, (0, 0))
+    drop_outdated_blocks(tmp_path / "vectors", log.table)
+    assert (left.exists(), writing.exists(), block.path.exists()) == (False, True, True)
 
 
 def test_a_damaged_block_is_encoded_again(log, tmp_path):

@@ -91,6 +91,7 @@ class Rolling:
     def __init__(self, client: Client, plan: Plan) -> None:
         """Nothing is done before the methods are called, in their order."""
         self._client, self._plan = client, plan
+        self._candidate: int | None = None
 
     def serves_already(self) -> bool:
         """True if the model answers searches now."""
@@ -131,12 +132,17 @@ class Rolling:
 
     def load(self, candidate: int, canary_share: float = 0.0) -> None:
         """Have the candidate loaded and shadowed. Returns once it can be searched."""
-        plan = self._plan
+        plan, self._candidate = self._plan, candidate
         self._client.set_rollout(
             plan.index, candidate, shadow_share=plan.shadow_share, canary_share=canary_share
         )
         with progress(f"loading version {candidate}") as advance:
-            if not self._wait(lambda seen: seen.loaded, LOAD_S, lambda seen: advance(0, "")):
+            until_s = time.monotonic() + LOAD_S
+            while not ((seen := self._seen()) and seen.loaded):
+                if time.monotonic() < until_s:
+                    advance(0, "")
+                    time.sleep(POLL_S)
+                    continue
                 raise CliError(
                     f"version {candidate} was not loaded after {LOAD_S:.0f} s: `shoal status` says "
                     "what keeps it"
@@ -199,12 +205,20 @@ class Rolling:
 
     def end(self) -> None:
         """End the rollout; the version stays, and what serves is not touched."""
-        self._client.set_rollout(self._plan.index, None)
+        if self._candidate is None or self._seen() is not None:
+            self._client.set_rollout(self._plan.index, None)
+
+    def _seen(self) -> DescribeRolloutResponse | None:
+        """The rollout of this candidate; None if a broker knows of none, or of another's."""
+        seen = self._client.describe_rollout(self._plan.index)
+        named = seen.rollout.candidate_version if seen.HasField("rollout") else None
+        return seen if named is not None and self._candidate in (None, named) else None
 
     def _describe(self) -> DescribeRolloutResponse:
-        seen = self._client.describe_rollout(self._plan.index)
-        if not seen.HasField("rollout"):
-            raise CliError("the rollout was ended meanwhile: what serves was not touched")
+        if (seen := self._seen()) is None:
+            raise CliError(
+                "the rollout was ended meanwhile, or another begun: what serves was not touched"
+            )
         return seen
 
     def _wait(
@@ -248,6 +262,7 @@ class Rolling:
                     hybrid=hybrid,
                     omit_text=True,
                     bypass_cache=True,
+                    no_feedback=True,
                     index_version=version,
                 )
                 for each in batch

@@ -387,6 +387,7 @@ def _assemble(
     draining: Mapping[str, float],
     now_s: float,
 ) -> Topology:
+    models = {each.id: each.model for each in memory.topology.instances}
     topology = Topology(
         cluster=config.cluster,
         epoch=memory.topology.epoch,
@@ -394,7 +395,7 @@ def _assemble(
         desired=memory.scale.to_proto(),
         default_encoder_model=_default_model(memory, observed),
         instances=[
-            _instance_of(seen, id_ in draining, now_s)
+            _instance_of(seen, id_ in draining, now_s, models.get(id_, ""))
             for id_, seen in sorted(observed.instances.items())
         ],
     )
@@ -405,9 +406,15 @@ def _assemble(
     return topology
 
 
-def _instance_of(seen: Seen, is_draining: bool, now_s: float) -> Instance:
+def _instance_of(seen: Seen, is_draining: bool, now_s: float, model: str) -> Instance:
+    """model: that it served when it was last heard of; what runs under an id never changes it."""
     instance = Instance(
-        id=seen.id, role=seen.role, address=seen.address, node=seen.node, message=seen.error
+        id=seen.id,
+        role=seen.role,
+        address=seen.address,
+        node=seen.node,
+        model=model,
+        message=seen.error,
     )
     if seen.answer is not None:
         instance.pid = seen.answer.pid

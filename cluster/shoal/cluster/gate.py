@@ -129,6 +129,9 @@ def decide(report: RolloutReport, thresholds: GateThresholds) -> Verdict:
 def _judged(judged: Judged, max_loss: float) -> Check:
     loss = judged.serving - judged.candidate
     name = f"nDCG@10 {judged.name}"
+    if judged.serving <= 0:
+        reason = f"{name} is 0 for the version that serves: are the judged ids those of the index?"
+        return Check(name, judged.candidate, 0, passed=False, reason=reason)
     reason = (
         f"{name} is {judged.candidate:.3f}, {loss:.3f} below the {judged.serving:.3f} of the "
         f"version that serves; at most {max_loss:.3f} are allowed"

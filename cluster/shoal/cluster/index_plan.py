@@ -80,7 +80,8 @@ def build_due(
     """
     failed, exact = IndexVersionState.INDEX_VERSION_STATE_FAILED, SearchKind.SEARCH_KIND_EXACT
     others = [each for each in entry.versions if each.state != failed and each.kind != exact]
-    if entry.codebook_uri or others:
+    # A build of now would put the model of now in force again after the rollout.
+    if entry.codebook_uri or others or entry.HasField("rollout"):
         return False
     if entry.row_count < train_at_passages:
         return False

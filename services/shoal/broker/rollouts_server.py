@@ -119,5 +119,5 @@ class RolloutHandlers:
 def is_loaded(route: IndexRoute, probe: Probe) -> bool:
     """True if some copy of every shard of a version can be searched, and its queries encoded."""
     return probe.applied_versions(route) is not None and (
-        route.encoders is not None or not route.encoder_model
+        bool(route.encoders) or not route.encoder_model
     )

@@ -52,7 +52,8 @@ class IndexRoute:
     feedback_disabled: bool = False
     """True if nothing of its searches is kept to learn from."""
     encoders: tuple[str, ...] | None = None
-    """Ids of the encoders that serve its model; None if none is known to: whichever there are."""
+    """Ids of the encoders that serve its model; None if no encoder says what it serves: whichever
+    there are."""
     standby: IndexRoute | None = None
     """The version that is kept loaded for a rollback."""
     candidate: IndexRoute | None = None
@@ -173,7 +174,7 @@ def _layout_route(
         uid=index.uid,
         dimension=layout.dimension or index.dimension,
         encoder_model=model,
-        encoders=encoders.get(model) or (None if layout.encoder_model else encoders.get("")),
+        encoders=encoders.get(model) or (() if layout.encoder_model else encoders.get("")),
         create_time=index.create_time,
         index_version=layout.index_version,
         shard_count=layout.shard_count or index.preparing.shard_count,

@@ -98,6 +98,8 @@ class Shadow:
         rollout, candidate = route.rollout, route.candidate
         if rollout is None or candidate is None or not request.text:
             return
+        if not answer.coverage.complete:
+            return  # It does not say what the version that serves would answer.
         if self._draw() >= rollout.shadow_share:
             return
         known = self._known.setdefault(_key(route, candidate), Comparisons())

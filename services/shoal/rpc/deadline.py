@@ -52,6 +52,10 @@ class Deadline:
         """True once nothing remains."""
         return self.budget_s <= 0.0
 
+    def within(self, budget_s: float) -> Deadline:
+        """`budget_s` from now, or the same deadline if that is sooner."""
+        return Deadline(min(self.at_s, self.clock() + budget_s), self.clock)
+
     def share(self, fraction: float) -> Deadline:
         """The moment at which `fraction` of what remains now will be spent."""
         return Deadline(self.clock() + self.budget_s * fraction, self.clock)

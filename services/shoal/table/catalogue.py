@@ -270,13 +270,13 @@ class Catalogue:
             return before if entry == before else self._replace(entry)
 
     def record_model(self, uid: str, encoder_model: str) -> IndexEntry:
-        """Record the encoder that an index is written with, unless one is recorded already.
+        """Record the encoder that an index is written with, unless one is recorded, or retired.
 
         Returns the entry with the model in force. Raises IndexNotFoundError.
         """
         with self._guard:
             entry = self._by_uid(uid)
-            if entry.encoder_model:
+            if entry.encoder_model or entry.retired:
                 return entry
             return self._replace(replace(entry, encoder_model=encoder_model))
 

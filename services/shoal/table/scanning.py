@@ -50,6 +50,25 @@ def present_columns(dataset: _Dataset, columns: Sequence[str]) -> list[str]:
     return [each for each in columns if each in names]
 
 
+def stored_columns(uri: str, dataset: _Dataset, columns: Sequence[str], vectors: str) -> list[str]:
+    """What to read for some columns: that of vectors is the column that is named so.
+
+    Raises TableDamagedError if that one is gone.
+    """
+    stored = [vectors if each == schema.VECTOR else each for each in columns]
+    if vectors in stored and vectors not in dataset.schema.names:
+        raise TableDamagedError(uri, f"it has no vectors in {vectors} any more")
+    return present_columns(dataset, stored)
+
+
+def named(rows: Any, vectors: str) -> Any:
+    """Rows whose column of vectors has its own name again."""
+    if vectors == schema.VECTOR:
+        return rows
+    names = [schema.VECTOR if each == vectors else each for each in rows.schema.names]
+    return rows.rename_columns(names)
+
+
 def completed(rows: Any, columns: Sequence[str]) -> Any:
     """Rows with those columns that an older release does not write, as nulls."""
     fields = schema.table_schema(1)
@@ -95,12 +114,10 @@ def read_rows(
     """Read some columns; that of vectors from the column that is named so, under its own name."""
     if not fragments:
         return
-    stored = [vectors if each == schema.VECTOR else each for each in columns]
-    if vectors in stored and vectors not in dataset.schema.names:
-        raise TableDamagedError(uri, f"it has no vectors in {vectors} any more")
+    stored = stored_columns(uri, dataset, columns, vectors)
     with storage_errors(uri):
         scanner = dataset.scanner(
-            columns=present_columns(dataset, stored),
+            columns=stored,
             filter=" AND ".join(conditions) or None,
             fragments=[dataset.get_fragment(each) for each in fragments],
             with_row_id=True,
@@ -111,10 +128,7 @@ def read_rows(
             io_buffer_size=reading.ahead_bytes,
         )
         for batch in scanner.to_batches():
-            if vectors != schema.VECTOR:
-                names = [schema.VECTOR if each == vectors else each for each in batch.schema.names]
-                batch = batch.rename_columns(names)
-            yield completed(batch, columns)
+            yield completed(named(batch, vectors), columns)
 
 
 def vector_column(uri: str, dataset: _Dataset, model: str) -> str:

@@ -31,9 +31,10 @@ from shoal.table.scanning import (
     completed,
     fragment_ids,
     highest_sequence,
-    present_columns,
+    named,
     read_rows,
     slot_conditions,
+    stored_columns,
     vector_column,
     vectors_of,
 )
@@ -259,11 +260,11 @@ class PassageTable(ModelColumns):
         """
         wanted = [int(each) for each in row_ids]
         dataset = self._dataset
-        present = present_columns(dataset, columns)
+        stored = stored_columns(self.uri, dataset, columns, self._vectors)
         with storage_errors(self.uri):
             # `take` goes by position; this one goes by id.
-            rows = dataset._take_rows(wanted, columns=[*present, schema.ROW_ID])  # noqa: SLF001
-            return completed(rows, columns)
+            rows = dataset._take_rows(wanted, columns=[*stored, schema.ROW_ID])  # noqa: SLF001
+            return completed(named(rows, self._vectors), columns)
 
     def sample_vectors(self, count: int, seed: int) -> NDArray[np.float32]:
         """Read up to `count` vectors of rows chosen at random: float32 [n, dimension].

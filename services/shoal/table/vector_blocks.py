@@ -9,7 +9,9 @@ it has changed the table, so that one of the two sees the other.
 
 from __future__ import annotations
 
+import contextlib
 import io
+import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +25,8 @@ from shoal.table.errors import storage_errors
 from shoal.table.table import PassageTable
 
 _SUFFIX: Final = ".npz"
+# A step that runs has a file in place within moments; one that was killed never has.
+_ABANDONED_S: Final = 60.0
 # What reading a file ends with that is gone, or is not what was written.
 _UNREADABLE: Final = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
@@ -83,6 +87,10 @@ def drop_outdated_blocks(folder: Path, table: PassageTable) -> None:
     for model in folder.iterdir() if folder.is_dir() else ():
         for block in blocks_in(model):
             _remove_if_outdated(block.path, block.row_ids, table)
+        for scratch in model.glob(f".*{_SUFFIX}.new"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - scratch.stat().st_mtime > _ABANDONED_S:
+                    scratch.unlink()
 
 
 def _remove_if_outdated(path: Path, row_ids: NDArray[np.uint64], table: PassageTable) -> None:

@@ -90,7 +90,9 @@ class Committer:
     async def settled(self) -> None:
         """Wait until what was handed in before is in the table, or has failed."""
         waiting = [each.done for each in (*self._in_flight, *self._pending)]
-        await asyncio.gather(*waiting, return_exceptions=True)
+        if waiting:
+            # Not `gather`: who is cancelled here must not cancel what others wait for.
+            await asyncio.wait(waiting)
 
     def watch(self) -> None:
         """Remember which documents are written from now on, or are on their way to the table."""

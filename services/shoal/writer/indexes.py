@@ -371,7 +371,7 @@ class Indexes:
             async with self._changing:
                 uid = index.entry.uid
                 self._update(await self._in_thread(self._held.record_model, uid, model))
-        if index.entry.encoder_model != model:
+        if index.entry.encoder_model != model and not index.entry.retired:
             raise ServiceError(
                 Reason.REASON_MODEL_MISMATCH,
                 f"index {index.entry.name!r} is encoded by {index.entry.encoder_model}, but the "

@@ -35,6 +35,8 @@ from shoal.writer.validation import check_index_name
 STREAM_BUDGET_S: Final = 7 * 86_400.0
 # Chunks on their way below which the next need not be full: one is committed, one prepared.
 EAGER_CHUNKS: Final = 2
+# For which a chunk waits for a model whose build encodes anew what it misses.
+_SPARE_S: Final = 2.0
 
 
 @dataclass(frozen=True)
@@ -273,7 +275,8 @@ class UpsertStream:
             dimension = encoded.vectors.shape[1]
             if dimension == table.dimension:
                 await parts.indexes.check_model(index, encoded.model)
-                ready.vectors = encoded.vectors
+                # It may have been let go of while the texts were encoded.
+                ready.vectors = None if index.entry.retired else encoded.vectors
             else:
                 self._without_encoder(chunk, index, dimension)
         await self._add_models(ready, index)
@@ -291,7 +294,9 @@ class UpsertStream:
             if model in ready.further or not shown or not may_wait:
                 continue
             try:
-                encoded = await self._parts.encoders.encode(shown, self._deadline, model)
+                # What may be away must not hold up writes when it hangs either.
+                deadline = self._deadline if required else self._deadline.within(_SPARE_S)
+                encoded = await self._parts.encoders.encode(shown, deadline, model)
                 if encoded.model != model:
                     raise ServiceError(
                         Reason.REASON_ENCODER_UNAVAILABLE,
