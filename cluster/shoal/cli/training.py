@@ -11,6 +11,7 @@ import yaml
 from shoal.cli.options import AsJson
 from shoal.cli.output import CliError, print_json, say
 from shoal.cli.progress import progress
+from shoal.cli.train_reranker import reranker
 
 if TYPE_CHECKING:
     from shoal.training.dual_encoder import Outcome
@@ -21,6 +22,7 @@ app = typer.Typer(
     help="Train a model on pairs of question and passage (extra: training).",
     no_args_is_help=True,
 )
+app.command()(reranker)
 
 
 @app.command()

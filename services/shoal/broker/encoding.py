@@ -44,7 +44,9 @@ class EncodeStage:
         """
         try:
             _, vector = await self._targets.first_to_do(
-                lambda target: self._coalescer(target).submit(text, deadline), deadline, encoders
+                lambda target: self._coalescer(target).submit(text, deadline),
+                deadline,
+                lambda: self._present(encoders),
             )
         except (TimeoutError, ServiceError) as error:
             if isinstance(error, ServiceError) and error.reason in _PASSED_ON:
@@ -55,6 +57,12 @@ class EncodeStage:
                 f"allow more time",
             ) from error
         return vector
+
+    def _present(self, encoders: Sequence[str] | None) -> Sequence[str] | None:
+        """Those that have not left; once all have, whoever has come for them is among all."""
+        if not encoders:
+            return encoders
+        return [each for each in encoders if self._targets.get(each) is not None] or None
 
     def _coalescer(self, target: Target) -> Coalescer[str, QueryVector]:
         if "encode" not in target.coalescers:

@@ -120,7 +120,7 @@ class Targets:
         self,
         work: Callable[[Target], Awaitable[Result]],
         deadline: Deadline,
-        ids: Sequence[str] | None = None,
+        ids: Sequence[str] | Callable[[], Sequence[str] | None] | None = None,
         *,
         rounds: int | None = None,
     ) -> tuple[Target, Result]:
@@ -129,13 +129,14 @@ class Targets:
         Goes over all of them, again and again, until the deadline: one that was killed is back
         within seconds. `rounds` is for what is not worth waiting for; a fault that is likely to
         come back is met TRIES times, and nobody waits for instances that are all overloaded.
+        ids: of those that may, or what says them before each try; None: all.
         Raises the last ServiceError, or TimeoutError if there was none.
         """
         failed: dict[str, ServiceError] = {}
         last: ServiceError | None = None
         tries = TRIES
         while not deadline.passed:
-            target = self.choose(ids, failed)
+            target = self.choose(ids() if callable(ids) else ids, failed)
             if target is None:
                 if failed and all(map(is_overload, failed.values())):
                     break
