@@ -57,6 +57,10 @@ class AnswerTokens:
         """True once there is a key."""
         return bool(self._signing)
 
+    def knows_key(self, token: bytes) -> bool:
+        """False for a token that may well be good, signed with a key that has not come here yet."""
+        return token[:1] != _FORMAT or token[_KEY_ID] in self._keys
+
     def follow(self, keys: ReadSigningKeysResponse) -> None:
         """Sign and verify with these from now on."""
         self._keys = {each.id: each.key for each in keys.keys}
