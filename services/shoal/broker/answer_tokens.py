@@ -79,7 +79,8 @@ class AnswerTokens:
         if len(query) > MAX_QUERY_BYTES or len(query.encode()) > MAX_QUERY_BYTES:
             return b""
         hits = response.hits[:MAX_SHOWN]
-        reranked = bool(hits) and hits[0].HasField("rerank_score")
+        # Not each of them is read, and the first need not be.
+        reranked = any(each.HasField("rerank_score") for each in hits)
         answer = ShownAnswer(
             answer_id=secrets.token_bytes(_ID_BYTES),
             answered_at_us=int(self._wall_clock() * 1e6),
