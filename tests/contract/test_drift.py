@@ -26,6 +26,8 @@ from shoal.internal.v1.drift_pb2 import StoreQuerySampleRequest
 from shoal.internal.v1.writer_pb2 import ListTablesRequest
 from shoal.internal.v1.writer_pb2_grpc import WriterServiceStub
 from shoal.v1.drift_pb2 import DriftMeasure, MeasureDriftResponse
+from shoal.writer.cleaning import Cleaner, Purged
+from shoal.writer.drift_files import DriftFiles
 from typer.testing import CliRunner
 
 from tests.harness.cluster import Cluster
@@ -225,7 +227,7 @@ async def test_a_shift_of_questions_is_noticed_said_and_forgotten_when_it_is_the
 
 
 async def test_a_full_window_becomes_the_reference_and_choices_are_compared(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with (
         real_cluster(tmp_path, writer={"drift_window_s": 2.0}, broker=EAGER) as cluster,
@@ -266,3 +268,18 @@ async def test_a_full_window_becomes_the_reference_and_choices_are_compared(
         choices = by_name(found)["choices"]
         assert choices.alarming
         assert (choices.before, choices.now) == (0.75, 0.0625)
+
+        purge = Cleaner.purge
+
+        async def with_reference(self: Cleaner, document_ids: Sequence[str]) -> Purged:
+            taken = await client.set_drift_reference("docs")
+            assert taken.passages == 1
+            return await purge(self, document_ids)
+
+        # A reference that is taken while a document is purged does not keep it either.
+        monkeypatch.setattr(Cleaner, "purge", with_reference)
+        await client.purge("docs", ["a"])
+        (folder,) = (tmp_path / "indexes").iterdir()
+        reference = DriftFiles(folder).reference()
+        assert reference is not None
+        assert len(reference.passages) == 0

@@ -11,7 +11,10 @@ from shoal.broker.routes import IndexRoute
 from shoal.broker.signing_keys import SigningKeys
 from shoal.broker.targets import Targets
 from shoal.internal.v1.feedback_pb2 import ReadSigningKeysResponse, SigningKey
-from shoal.internal.v1.writer_pb2_grpc import WriterServiceServicer, add_WriterServiceServicer_to_server
+from shoal.internal.v1.writer_pb2_grpc import (
+    WriterServiceServicer,
+    add_WriterServiceServicer_to_server,
+)
 from shoal.rpc.errors import ServiceError
 from shoal.v1.errors_pb2 import Reason
 from shoal.v1.search_pb2 import SearchResponse

@@ -6,9 +6,10 @@ alone, and it was relevant, which depends on question and passage alone. The cha
 at each rank (its propensity) is estimated from passages that the same question was shown both there
 and at the first rank: by several versions of an index, by several models, or after writes. What is
 relevant about them is the same at both, so that the ratio of the rates of choice is that of the
-propensities. A passage that never moved says nothing of ranks, and is left out. A choice then counts the inverse of its propensity, so that what
-was chosen in spite of its rank counts more (inverse propensity scoring); clipped, as an estimate
-near zero would let one stray choice outweigh all others.
+propensities. A passage that never moved says nothing of ranks, and is left out. A choice then
+counts the inverse of its propensity, so that what was chosen in spite of its rank counts more
+(inverse propensity scoring); clipped, as an estimate near zero would let one stray choice outweigh
+all others.
 
     Joachims, Swaminathan, Schnabel: Unbiased learning-to-rank with biased feedback. WSDM 2017,
     arXiv:1608.04468 (the weights, and the clipping)
