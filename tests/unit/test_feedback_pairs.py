@@ -78,7 +78,7 @@ def test_the_ranking_by_weight_is_nearer_too():
         return np.corrcoef(first, second)[0, 1]
 
     for seed in range(8):
-        world = World(seed)
+        world = World(seed, answers=300)
         pairs = weigh(world.impressions)
         truth = world.truth(pairs)
         debiased = agreement([each.relevance for each in pairs], truth)
