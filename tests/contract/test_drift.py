@@ -10,6 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import Result
 from shoal.cli.main import app
@@ -21,9 +22,12 @@ from shoal.client import (
     search_request,
 )
 from shoal.drift.comparison import MIN_SAMPLE
+from shoal.internal.v1.drift_pb2 import StoreQuerySampleRequest
 from shoal.internal.v1.writer_pb2 import ListTablesRequest
 from shoal.internal.v1.writer_pb2_grpc import WriterServiceStub
 from shoal.v1.drift_pb2 import DriftMeasure, MeasureDriftResponse
+from shoal.writer.cleaning import Cleaner, Purged
+from shoal.writer.drift_files import DriftFiles
 from typer.testing import CliRunner
 
 from tests.harness.cluster import Cluster
@@ -93,6 +97,22 @@ async def alert_of(cluster: Cluster) -> str:
     return entry.drift_alert
 
 
+async def send_sample_of(cluster: Cluster, *, index_version: int) -> None:
+    """Send a question as a broker does that follows another version."""
+    writer = WriterServiceStub(cluster.channel("writer-0"))
+    (entry,) = (await writer.ListTables(ListTablesRequest(), timeout=30)).entries
+    sample = StoreQuerySampleRequest(
+        index_uid=entry.uid,
+        index_version=index_version,
+        encoder_model=entry.encoder_model,
+        asked_count=1,
+        vectors=np.ones(entry.dimension, "<f4").tobytes(),
+        texts=["whale"],
+        best_scores=[0.5],
+    )
+    await writer.StoreQuerySample(sample, timeout=30)
+
+
 async def shoal(cluster: Cluster, *arguments: object) -> Result:
     """Run a command against the broker."""
     environment = {"SHOAL_ENDPOINT": cluster.instances["broker-0"].address, "COLUMNS": "200"}
@@ -130,8 +150,13 @@ async def test_a_shift_of_questions_is_noticed_said_and_forgotten_when_it_is_the
         taken = await client.set_drift_reference("docs")
         assert (taken.queries, taken.passages) == (220, MIN_SAMPLE + 1)
 
+        # What is asked of a certain version, or was of another one, is not what the index is asked.
+        await ask(client, greek(30, 5), index_version=0)
+        await send_sample_of(cluster, index_version=9)
+
         await ask(client, english(210, 1))
         same = await measured(client, lambda found: found.window_queries == 210)
+        assert same.reference_queries == 220
         assert same.alert == ""
         assert not any(each.alarming for each in same.measures)
         names = by_name(same)
@@ -202,7 +227,7 @@ async def test_a_shift_of_questions_is_noticed_said_and_forgotten_when_it_is_the
 
 
 async def test_a_full_window_becomes_the_reference_and_choices_are_compared(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with (
         real_cluster(tmp_path, writer={"drift_window_s": 2.0}, broker=EAGER) as cluster,
@@ -243,3 +268,18 @@ async def test_a_full_window_becomes_the_reference_and_choices_are_compared(
         choices = by_name(found)["choices"]
         assert choices.alarming
         assert (choices.before, choices.now) == (0.75, 0.0625)
+
+        purge = Cleaner.purge
+
+        async def with_reference(self: Cleaner, document_ids: Sequence[str]) -> Purged:
+            taken = await client.set_drift_reference("docs")
+            assert taken.passages == 1
+            return await purge(self, document_ids)
+
+        # A reference that is taken while a document is purged does not keep it either.
+        monkeypatch.setattr(Cleaner, "purge", with_reference)
+        await client.purge("docs", ["a"])
+        (folder,) = (tmp_path / "indexes").iterdir()
+        reference = DriftFiles(folder).reference()
+        assert reference is not None
+        assert len(reference.passages) == 0

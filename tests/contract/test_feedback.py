@@ -322,7 +322,7 @@ async def test_choices_become_weighed_pairs_of_what_is_still_the_same(
     done = await shoal(cluster, "feedback", "pairs", "docs", out, "--min-dwell", 1, "--json")
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
-    assert (report["pairs"], report["changed_since"], report["learnt"]) == (2, 0, False)
+    assert (report["pairs"], report["changed_since"], any(report["learnt"][1:])) == (2, 0, False)
     assert report["propensities"] == [1, 0.5, 0.333, 0.25]
     texts = {each["id"]: each["text"] for each in DOCUMENTS}
     pairs = [json.loads(line) for line in out.read_text().splitlines()]

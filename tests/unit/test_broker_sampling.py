@@ -93,5 +93,5 @@ def test_tokens_outlive_a_rotation_of_keys_but_not_two_nor_their_time():
 def test_a_reranked_answer_names_the_reranker():
     tokens = AnswerTokens()
     tokens.follow(keys("key1"))
-    answer = SearchResponse(hits=[Hit(document_id="d", rerank_score=0.5)])
+    answer = SearchResponse(hits=[Hit(document_id="u"), Hit(document_id="d", rerank_score=0.5)])
     assert tokens.read(tokens.make("q", answer, route(), ("r@1",))).reranker_model == "r@1"

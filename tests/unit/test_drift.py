@@ -222,6 +222,17 @@ def test_what_is_kept_of_a_question_is_no_text():
     assert not any(each.dtype.kind in "OUS" for each in vars(kept).values())
 
 
+def test_a_discrepancy_beyond_chance_that_is_small_is_no_alarm():
+    def of(seed, away):
+        return sampled(vectors(seed, 1000, away).astype(np.float32), ["some words"] * 1000, None)
+
+    (small, *_), _ = compare("query", of(1, 0.0), of(2, 0.25))
+    assert small.p_value <= CHANCE
+    assert not small.alarming
+    (large, *_), _ = compare("query", of(1, 0.0), of(2, 0.9))
+    assert large.alarming
+
+
 def test_an_alert_says_what_moved_and_what_to_do():
     def of(seed, away):
         return sampled(vectors(seed, 300, away).astype(np.float32), ["some words"] * 300, None)

@@ -78,7 +78,7 @@ def test_the_ranking_by_weight_is_nearer_too():
         return np.corrcoef(first, second)[0, 1]
 
     for seed in range(8):
-        world = World(seed)
+        world = World(seed, answers=300)
         pairs = weigh(world.impressions)
         truth = world.truth(pairs)
         debiased = agreement([each.relevance for each in pairs], truth)
@@ -90,9 +90,46 @@ def test_propensities_are_found_where_passages_have_moved(strength):
     for seed in range(2):
         world = World(seed, strength, answers=300)
         found = estimate_propensities(world.impressions)
-        assert found.learnt
+        assert found.learnt.all()
         assert found.values[0] == 1.0
         assert np.abs(found.values - world.examined).max() < 0.12, (seed, found.values)
+
+
+def few_answers(seed, singletons=0):
+    """Sixty questions of ten answers each, shuffled anew; and questions that were asked once."""
+    world = World(seed, answers=0)
+    random = world.random
+    world.relevance = random.beta(0.5, 1.5, (60 + singletons, RANKS))
+    asked = [query for query in range(60) for _ in range(10)]
+    asked += range(60, 60 + singletons)
+    return [world.answer(query, random.permutation(RANKS)) for query in asked]
+
+
+def test_few_answers_and_what_never_moved_do_not_inflate_propensities():
+    truth = 1.0 / np.arange(1, RANKS + 1)
+    found = [
+        np.array([estimate_propensities(few_answers(s, more)).values for s in range(8)])
+        for more in (0, 1000)
+    ]
+    for values in found:
+        assert np.abs(values.mean(axis=0) - truth).max() < 0.08, values.mean(axis=0)
+        assert np.abs(values - truth).max() < 0.25
+
+
+def test_each_rank_is_learnt_by_itself():
+    shown = tuple(Passage(f"d{at}", 0) for at in range(3))
+    swapped = (shown[1], shown[0], shown[2])
+    impressions = [
+        each
+        for at in range(20)
+        for each in (
+            Impression(f"q{at}", shown, {1: None}),
+            Impression(f"q{at}", swapped, {2: None} if at % 2 else {}),
+        )
+    ]
+    found = estimate_propensities(impressions)
+    assert found.learnt.tolist() == [True, True, False]
+    assert found.values.tolist() == pytest.approx([1, 1 / 2, 1 / 3])
 
 
 def test_without_bias_none_is_found():
@@ -103,7 +140,7 @@ def test_without_bias_none_is_found():
 def test_where_nothing_moved_one_over_the_rank_is_assumed_and_said():
     same = tuple(Passage(f"d{at}", 0) for at in range(4))
     found = estimate_propensities([Impression(f"q{at}", same, {1: None}) for at in range(50)])
-    assert not found.learnt
+    assert found.learnt.tolist() == [True, False, False, False]
     assert found.values.tolist() == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4])
     assert estimate_propensities([]).values.tolist() == []
     assert weigh([]) == []
@@ -111,7 +148,7 @@ def test_where_nothing_moved_one_over_the_rank_is_assumed_and_said():
 
 def test_a_choice_far_down_counts_more_but_never_more_than_the_clip_allows():
     shown = tuple(Passage(f"d{at}", 0) for at in range(100))
-    assumed = Propensities(1.0 / np.arange(1, 101), 0)
+    assumed = Propensities(1.0 / np.arange(1, 101), np.zeros(100, np.int64))
     pairs = weigh([Impression("q", shown, {1: None, 10: None, 100: None})], assumed)
     weights = {each.passage.document_id: each.relevance for each in pairs}
     assert weights == pytest.approx({"d0": 1.0, "d9": 10.0, "d99": 1 / CLIP})

@@ -183,7 +183,7 @@ def _report(
                 "pairs": written,
                 "changed_since": found - written,
                 "propensities": values,
-                "learnt": propensities.learnt,
+                "learnt": propensities.learnt[:_SHOWN_RANKS].tolist(),
             }
         )
         return
@@ -191,10 +191,12 @@ def _report(
     say(f"{written:,} pairs in {out}{changed}.")
     shown = ", ".join(f"{each:g}" for each in values)
     say(f"Chance that a rank is seen, beside the first: {shown}.", "dim")
-    if not propensities.learnt:
+    learnt = propensities.learnt[:_SHOWN_RANKS].tolist()
+    assumed = ", ".join(str(rank) for rank, known in enumerate(learnt, 1) if not known)
+    if assumed:
         note(
-            "That is one over the rank, and an assumption: too few passages were shown to a "
-            "question at several ranks to learn it.",
+            f"At rank {assumed} that is one over the rank, and an assumption: "
+            "too few passages were shown to a question both there and at the first to learn it.",
             "yellow",
         )
 

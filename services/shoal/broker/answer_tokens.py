@@ -57,6 +57,10 @@ class AnswerTokens:
         """True once there is a key."""
         return bool(self._signing)
 
+    def knows_key(self, token: bytes) -> bool:
+        """False for a token that may well be good, signed with a key that has not come here yet."""
+        return token[:1] != _FORMAT or token[_KEY_ID] in self._keys
+
     def follow(self, keys: ReadSigningKeysResponse) -> None:
         """Sign and verify with these from now on."""
         self._keys = {each.id: each.key for each in keys.keys}
@@ -75,7 +79,8 @@ class AnswerTokens:
         if len(query) > MAX_QUERY_BYTES or len(query.encode()) > MAX_QUERY_BYTES:
             return b""
         hits = response.hits[:MAX_SHOWN]
-        reranked = bool(hits) and hits[0].HasField("rerank_score")
+        # Not each of them is read, and the first need not be.
+        reranked = any(each.HasField("rerank_score") for each in hits)
         answer = ShownAnswer(
             answer_id=secrets.token_bytes(_ID_BYTES),
             answered_at_us=int(self._wall_clock() * 1e6),

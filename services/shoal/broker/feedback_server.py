@@ -8,6 +8,7 @@ from typing import Any, Final, cast
 import grpc
 from shoal.broker.answer_tokens import AnswerTokens, BadTokenError
 from shoal.broker.routes import IndexRoute, Routes
+from shoal.broker.signing_keys import SigningKeys
 from shoal.broker.targets import Targets
 from shoal.broker.writing import reach_writer, writer_error
 from shoal.internal.v1.feedback_pb2 import (
@@ -43,10 +44,15 @@ class FeedbackServer(FeedbackServiceServicer):
     """FeedbackService."""
 
     def __init__(
-        self, routes: Callable[[], Routes], writers: Targets, tokens: AnswerTokens
+        self,
+        routes: Callable[[], Routes],
+        writers: Targets,
+        tokens: AnswerTokens,
+        keys: SigningKeys,
     ) -> None:
-        """routes: gives the routes that are followed now."""
-        self._routes, self._writers, self._tokens = routes, writers, tokens
+        """routes: gives the routes that are followed now. keys: what the tokens are read with."""
+        self._routes, self._writers = routes, writers
+        self._tokens, self._keys = tokens, keys
 
     async def RecordFeedback(
         self, request: RecordFeedbackRequest, context: _Context
@@ -63,6 +69,9 @@ class FeedbackServer(FeedbackServiceServicer):
                 "this broker has no key for tokens yet, as the writer has not answered: try again "
                 "in a moment",
             )
+        if not all(self._tokens.knows_key(each.answer_token) for each in request.feedback):
+            # Keys are rotated: a broker that has the new one signs before the others have it.
+            await self._keys.refresh()
         store = StoreFeedbackRequest(
             index=request.index,
             feedback=[

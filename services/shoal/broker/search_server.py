@@ -172,7 +172,8 @@ class SearchServer(SearchServiceServicer):
         routes = self._routes()
         if not request.index:
             raise InvalidFieldError("index", "is required: name the index to search")
-        route = self._version(request, routes.index(request.index), caller)
+        serving = routes.index(request.index)
+        route = self._version(request, serving, caller)
         query = check_search(request, route, self._settings)
         if not route.groups:
             raise ServiceError(
@@ -188,7 +189,9 @@ class SearchServer(SearchServiceServicer):
             response.answer_token = self._tokens.make(
                 request.text, response, route, routes.reranker_models
             )
-            self._sampler.offer(route, request.text, trace.vector, response)
+            if route is serving and not request.HasField("index_version"):
+                # Drift is of what serves: a version on trial is asked by a chosen few.
+                self._sampler.offer(route, request.text, trace.vector, response)
         if request.explain:
             stamp(
                 response,

@@ -124,7 +124,7 @@ class BrokerService:
             IndexesServer(board, writers, controllers, self._probe, peers), server
         )
         feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(
-            FeedbackServer(self._routes, writers, tokens), server
+            FeedbackServer(self._routes, writers, tokens, self._signing_keys), server
         )
         drift_pb2_grpc.add_DriftServiceServicer_to_server(
             DriftServer(self._routes, writers), server

@@ -32,6 +32,9 @@ MIN_SAMPLE: Final = 200
 # Answers that feedback came on.
 MIN_ANSWERS: Final = 50
 COMPONENTS: Final = 8
+# Share of the kernel's mean from which a discrepancy is major. With large samples chance explains
+# none, be it as small as it may; it grows as the square of the part that has moved.
+MAJOR_DISCREPANCY: Final = 0.05
 # Points in a picture.
 MAX_POINTS: Final = 400
 # Things that are named in an alert.
@@ -168,7 +171,7 @@ def _vectors(subject: str, before: _Floats, now: _Floats, seed: int) -> Measure:
     return Measure(
         subject,
         "vectors",
-        found.p_value <= CHANCE,
+        found.share >= MAJOR_DISCREPANCY and found.p_value <= CHANCE,
         0.0,
         found.squared,
         discrepancy=found.squared,

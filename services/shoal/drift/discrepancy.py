@@ -34,6 +34,8 @@ class Discrepancy:
     """Unbiased estimate of the squared discrepancy: about 0, also below, if they are one."""
     p_value: float
     """How often chance alone makes it as large, at least 1 / (permutations + 1)."""
+    share: float
+    """Of `squared` in the kernel's mean over all pairs: how far, whatever the vectors' spread."""
 
 
 def discrepancy(
@@ -57,7 +59,8 @@ def discrepancy(
         count = min(_BLOCK, permutations - start)
         shuffled = random.permuted(np.tile(labels, (count, 1)), axis=1)
         larger += int((_squared(kernel, shuffled) >= observed).sum())
-    return Discrepancy(observed, (larger + 1) / (permutations + 1))
+    mean = float(kernel.sum()) / (len(kernel) * (len(kernel) - 1))
+    return Discrepancy(observed, (larger + 1) / (permutations + 1), observed / mean)
 
 
 def _drawn(vectors: NDArray[np.floating], random: np.random.Generator) -> _Floats:

@@ -41,11 +41,14 @@ class DriftHandlers:
     async def StoreQuerySample(
         self, request: StoreQuerySampleRequest, context: _Context
     ) -> StoreQuerySampleResponse:
-        """Take a sample, unless the index wants none or too much waits."""
+        """Take a sample of the version in force, unless none is wanted or too much waits."""
         del context
         self._refuse_while_draining()
         index = self._by_uid(request.index_uid)
-        if index is not None and not index.entry.feedback_disabled:
+        if index is None or index.entry.feedback_disabled:
+            return StoreQuerySampleResponse()
+        # A sample of another version would end the window and the reference: brokers may be behind.
+        if request.index_version == index.entry.index_version:
             thread = index.drift.thread
             if thread.has_room(measuring=False):
                 await thread.run(index.drift.add, request)

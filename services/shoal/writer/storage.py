@@ -69,6 +69,8 @@ class StorageKeeper:
         await index.feedback.purge(document_ids)
         await index.drift.thread.run(index.drift.purge, document_ids)
         purged = await index.committer.cleaner.purge(document_ids)
+        # Again: a reference that was taken meanwhile may hold them.
+        await index.drift.thread.run(index.drift.purge, document_ids)
         dropped_bytes = await self._indexes.drop_outdated(index, held_out=True)
         return PurgeDocumentsResponse(
             table_version=index.table.version,

@@ -3,17 +3,18 @@
 What stands first is chosen because it is seen, whether it answers or not. The position-based model
 takes a choice for two things that both happened: the hit was examined, which depends on its rank
 alone, and it was relevant, which depends on question and passage alone. The chance of examination
-at each rank (its propensity) is estimated by expectation maximisation, which works as soon as some
-passages were shown to the same question at several ranks: by several versions of an index, by
-several models, or after writes. A choice then counts the inverse of its propensity, so that what
-was chosen in spite of its rank counts more (inverse propensity scoring); clipped, as an estimate
-near zero would let one stray choice outweigh all others.
+at each rank (its propensity) is estimated from passages that the same question was shown both there
+and at the first rank: by several versions of an index, by several models, or after writes. What is
+relevant about them is the same at both, so that the ratio of the rates of choice is that of the
+propensities. A passage that never moved says nothing of ranks, and is left out. A choice then
+counts the inverse of its propensity, so that what was chosen in spite of its rank counts more
+(inverse propensity scoring); clipped, as an estimate near zero would let one stray choice outweigh
+all others.
 
     Joachims, Swaminathan, Schnabel: Unbiased learning-to-rank with biased feedback. WSDM 2017,
     arXiv:1608.04468 (the weights, and the clipping)
-    Wang, Golbandi, Bendersky, Metzler, Najork: Position bias estimation for unbiased learning to
-    rank in personal search. WSDM 2018 (the estimation; theirs regresses relevance on features, here
-    each pair of question and passage has a number of its own, under a weak prior)
+    Agarwal, Zaitsev, Wang, Li, Najork, Joachims: Estimating position bias without intrusive
+    interventions. WSDM 2019, arXiv:1812.05161 (the estimation, with the first rank as the pivot)
 
 Needs numpy alone. What it cannot mend: that a hit is trusted more the higher it stands, and that
 nobody can choose what was never shown.
@@ -30,14 +31,8 @@ from numpy.typing import NDArray
 
 # Below it a propensity is taken for this: no choice counts more than twenty.
 CLIP: Final = 0.05
-# Of expectation maximisation: changes below the tolerance decide no weight.
-MAX_ROUNDS: Final = 500
-TOLERANCE: Final = 1e-4
-# Pairs seen at more than one rank: with fewer, nothing is learnt of propensities.
-MIN_MOVED_PAIRS: Final = 20
-# Beta prior of relevance: as if each pair had been seen once more, a little relevant.
-_PRIOR_RELEVANT: Final = 0.1
-_PRIOR_SEEN: Final = 1.0
+# Pairs seen at the first rank and at another: with fewer, nothing is learnt of the other.
+MIN_MOVED_PAIRS: Final = 10
 
 _Floats = NDArray[np.float64]
 _Ints = NDArray[np.int64]
@@ -89,13 +84,18 @@ class Propensities:
     """The chance that a rank is examined, relative to the first: float64 [ranks], [0] is 1."""
 
     values: _Floats
-    moved_pairs: int
-    """Pairs that were seen at more than one rank."""
+    moved_pairs: _Ints
+    """Pairs that were seen at each rank and at the first: int64 [ranks], [0] counts for nothing."""
 
     @property
-    def learnt(self) -> bool:
-        """False if too little moved, so that one over the rank was assumed."""
-        return self.moved_pairs >= MIN_MOVED_PAIRS
+    def learnt(self) -> NDArray[np.bool_]:
+        """Of each rank, False if too little moved, so that one over it was assumed: bool [ranks].
+
+        There is nothing to learn of the first.
+        """
+        learnt = self.moved_pairs >= MIN_MOVED_PAIRS
+        learnt[:1] = True
+        return learnt
 
     def clipped(self, clip: float = CLIP) -> _Floats:
         """What choices are divided by."""
@@ -120,9 +120,6 @@ class _Cells:
     def by_pair(self, values: _Floats) -> _Floats:
         return np.bincount(self.pair, values, minlength=len(self.pairs)).astype(np.float64)
 
-    def by_rank(self, values: _Floats) -> _Floats:
-        return np.bincount(self.rank, values, minlength=self.rank_count).astype(np.float64)
-
 
 def estimate_propensities(impressions: Sequence[Impression]) -> Propensities:
     """Estimate how likely each rank is examined, by the position-based model."""
@@ -130,27 +127,28 @@ def estimate_propensities(impressions: Sequence[Impression]) -> Propensities:
 
 
 def _propensities(cells: _Cells) -> Propensities:
-    examined: _Floats = 1.0 / np.arange(1, cells.rank_count + 1)
-    moved = int((np.bincount(cells.pair, minlength=len(cells.pairs)) > 1).sum())
-    if moved < MIN_MOVED_PAIRS or not cells.chosen.any():
-        return Propensities(examined, min(moved, MIN_MOVED_PAIRS - 1))
-    seen_by_pair, seen_by_rank = cells.by_pair(cells.seen), cells.by_rank(cells.seen)
-    relevant: _Floats = np.full(len(cells.pairs), 0.5)
-    missed = cells.seen - cells.chosen
-    for _ in range(MAX_ROUNDS):
-        theta, gamma = examined[cells.rank], relevant[cells.pair]
-        # Of what was not chosen: what part was examined, and what part was relevant?
-        neither = np.maximum(1.0 - theta * gamma, 1e-9)
-        was_examined = cells.by_rank(cells.chosen + missed * theta * (1.0 - gamma) / neither)
-        was_relevant = cells.by_pair(cells.chosen + missed * gamma * (1.0 - theta) / neither)
-        before = examined
-        # A rank that nobody saw keeps what it began with.
-        examined = np.where(seen_by_rank > 0, was_examined / np.maximum(seen_by_rank, 1), before)
-        relevant = (was_relevant + _PRIOR_RELEVANT) / (seen_by_pair + _PRIOR_SEEN)
-        if np.abs(examined - before).max() < TOLERANCE:
-            break
-    # Only products of the two are seen: the first rank is the measure.
-    return Propensities(examined / max(examined[0], 1e-9), moved)
+    values: _Floats = 1.0 / np.arange(1, cells.rank_count + 1)
+    moved = np.zeros(cells.rank_count, np.int64)
+    first_seen, first_chosen = _at_rank(cells, 0)
+    for rank in range(1, cells.rank_count):
+        seen, chosen = _at_rank(cells, rank)
+        both = (seen > 0) & (first_seen > 0)
+        n, first_n = seen[both], first_seen[both]
+        # What was seen often at both ranks says most: the inverse of the difference's variance.
+        weight = n * first_n / (n + first_n)
+        here = float((weight * chosen[both] / n).sum())
+        first = float((weight * first_chosen[both] / first_n).sum())
+        # Where nothing was chosen at the first rank, nothing can be told.
+        moved[rank] = int(both.sum()) if first else 0
+        if moved[rank] >= MIN_MOVED_PAIRS:
+            values[rank] = here / first
+    return Propensities(values, moved)
+
+
+def _at_rank(cells: _Cells, rank: int) -> tuple[_Floats, _Floats]:
+    """How often each pair was seen and chosen at a rank from 0: float64 [pairs] each."""
+    there = cells.rank == rank
+    return cells.by_pair(cells.seen * there), cells.by_pair(cells.chosen * there)
 
 
 def weigh(
