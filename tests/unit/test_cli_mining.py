@@ -6,6 +6,7 @@ import pytest
 from shoal.cli.hard_negatives import Candidate, Pair, Rules, choose
 from shoal.cli.main import app
 from shoal.cli.mining import BATCH
+from shoal.training.pair_files import read_pairs as read_training_pairs
 from typer.testing import CliRunner
 
 from tests.harness.cli_broker import ENCODER, document, serving
@@ -119,3 +120,14 @@ def test_pairs_without_a_positive_are_refused(mine, tmp_path):
     (tmp_path / "pairs.jsonl").write_text('{"query": "a"}\n')
     done = mine()
     assert "pairs.jsonl:1: needs `query` and `positive`" in done.stderr
+
+
+def test_the_source_of_a_pair_goes_on_to_training(mine, tmp_path):
+    common = {"positive": "text a", "document": "a"}
+    lines = [{"query": "one", **common, "source": "handbook"}, {"query": "two", **common}]
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps(each) + "\n" for each in lines))
+    assert mine().exit_code == 0
+    assert [pair.source for pair in read_training_pairs(mine.out)] == ["handbook", "a"]
+    pairs.write_text(json.dumps({"query": "one", **common, "source": 3}) + "\n")
+    assert "pairs.jsonl:1: `document` and `source` must be strings" in mine().stderr

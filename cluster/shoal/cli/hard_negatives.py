@@ -20,6 +20,8 @@ class Pair:
     positive: str
     document: str = ""
     """Id of the document that the passage is from; empty: its passages are known by their text."""
+    source: str = ""
+    """What the pair was made from: training holds out whole sources. Empty if nobody said."""
 
 
 @dataclass(frozen=True)

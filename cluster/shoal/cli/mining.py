@@ -49,7 +49,7 @@ class Mined:
 def mine(
     index: IndexName,
     pairs: Annotated[
-        Path, typer.Option(metavar="FILE", help="Pairs, JSONL with query, positive, [document].")
+        Path, typer.Option(metavar="FILE", help="Pairs, JSONL with query, positive, [document], [source].")
     ],
     out: Annotated[
         Path,
@@ -75,8 +75,9 @@ def mine(
 
     Candidates are ranked by vectors alone, in the version that serves. A candidate that scores
     within --margin of the right passage is left out, as it may well be right too. A line of the
-    output is an object with query, positive, negatives (text, document, passage, rank, score),
-    index, index_version and model. --timeout is for each call, which asks 16 questions.
+    output is an object with query, positive, source (else document, if the pair names one),
+    negatives (text, document, passage, rank, score), index, index_version and model. --timeout is
+    for each call, which asks 16 questions.
     """
     rules = Rules(count, skip, margin, max_score, keep_unfound)
     with connected(endpoint) as client:
@@ -151,7 +152,7 @@ def mine_file(
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """Read pairs: a line is an object with `query` and `positive`, and perhaps `document`."""
+    """Read pairs: objects with `query` and `positive`, and perhaps `document` and `source`."""
     from shoal.cli.corpus_file import LineError, opened, parse_line
 
     pairs: dict[tuple[str, str], Pair] = {}
@@ -164,16 +165,17 @@ def read_pairs(path: Path) -> list[Pair]:
             except LineError as error:
                 raise CliError(f"{path}:{number}: {error}") from None
             query, positive = fields.get("query"), fields.get("positive")
-            document = fields.get("document", "")
+            document, source = fields.get("document", ""), fields.get("source", "")
             if not (
                 isinstance(query, str)
                 and isinstance(positive, str)
-                and isinstance(document, str)
                 and query.strip()
                 and positive.strip()
             ):
                 raise CliError(f"{path}:{number}: needs `query` and `positive`, both strings")
-            pair = Pair(query, positive, document)
+            if not (isinstance(document, str) and isinstance(source, str)):
+                raise CliError(f"{path}:{number}: `document` and `source` must be strings")
+            pair = Pair(query, positive, document, source)
             pairs.setdefault(_key(pair.query, pair.positive), pair)
     if not pairs:
         raise CliError(f"{path} holds no pairs")
@@ -192,6 +194,8 @@ def _write(
         line = {
             "query": pair.query,
             "positive": pair.positive,
+            # Without it training could not keep what one document made on one side.
+            **({"source": source} if (source := pair.source or pair.document) else {}),
             "negatives": [asdict(each) for each in negatives],
             "index": index,
             "index_version": answer.index_version,
