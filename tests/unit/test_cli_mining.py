@@ -52,6 +52,18 @@ def test_a_document_is_known_by_its_id_where_the_pair_names_it():
     assert [each.document for each in negatives] == ["d", "f"]
 
 
+def test_what_is_right_by_another_pair_of_the_question_is_no_negative():
+    others = [Pair(PAIR.query, "x", document="c"), Pair(PAIR.query, "Storks breed on roofs.")]
+    negatives = choose(PAIR, FOUND, Rules(margin=0.0), others)
+    assert [each.document for each in negatives] == ["f"]
+
+
+def test_a_positive_with_its_title_in_front_is_found():
+    titled = Candidate("Herons breed in colonies.", "b", 0, 1, 0.78, "Herons")
+    for positive in ("Herons. Herons breed in colonies.", "Herons breed in colonies."):
+        assert choose(Pair("q", positive), [titled, *FOUND[2:]], Rules(count=1)) == [FOUND[3]]
+
+
 @pytest.fixture
 def broker():
     with serving() as served:
@@ -131,3 +143,16 @@ def test_the_source_of_a_pair_goes_on_to_training(mine, tmp_path):
     assert [pair.source for pair in read_training_pairs(mine.out)] == ["handbook", "a"]
     pairs.write_text(json.dumps({"query": "one", **common, "source": 3}) + "\n")
     assert "pairs.jsonl:1: `document` and `source` must be strings" in mine().stderr
+
+
+def test_negatives_are_written_as_positives_are(mine, broker, tmp_path):
+    for each in "bcdefgh":
+        broker.indexes["birds"][each] = document(each, f"text {each}", title="Birds")
+    lines = [{"query": query, "positive": f"text {at}"} for at in "ac" for query in ("Q", "q ")]
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps(each) + "\n" for each in lines))
+    assert mine("--margin", "0").exit_code == 0
+    found = [[each["text"] for each in json.loads(line)["negatives"]] for line in mine.out.open()]
+    # Both passages are right for the question, however it is spelt.
+    assert found[0] == [f"Birds. text {each}" for each in "bdefgh"]
+    assert found[2] == [f"Birds. text {each}" for each in "defgh"]

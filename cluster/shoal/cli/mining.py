@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from shoal.cli.asking import ask
-from shoal.cli.hard_negatives import Candidate, Pair, Rules, choose
+from shoal.cli.hard_negatives import Candidate, Pair, Rules, choose, flat
 from shoal.cli.options import AsJson, Endpoint, IndexName, Timeout, connected
 from shoal.cli.output import CliError, print_json, say
 from shoal.cli.progress import progress
@@ -115,6 +115,9 @@ def mine_file(
     described = client.describe_index(index).index
     mined.index_version, mined.model = described.index_version, described.encoder_model
     done = _resumed(out, mined)
+    by_question: dict[str, list[Pair]] = {}
+    for each in asked:
+        by_question.setdefault(flat(each.query), []).append(each)
     open_ = [each for each in asked if _key(each.query, each.positive) not in done]
     mined.before = len(asked) - len(open_)
 
@@ -143,7 +146,9 @@ def mine_file(
             batches = list(_chunks(round_, BATCH))
             for batch, answers in zip(batches, pool.map(search, batches), strict=True):
                 for pair, answer in zip(batch, answers, strict=True):
-                    _write(file, pair, answer, index, rules, mined)
+                    same = by_question[flat(pair.query)]
+                    negatives = choose(pair, _candidates(answer), rules, same)
+                    _write(file, pair, negatives, answer, index, mined)
             # What was asked for stands on disk before more is asked.
             file.flush()
             os.fsync(file.fileno())
@@ -183,9 +188,13 @@ def read_pairs(path: Path) -> list[Pair]:
 
 
 def _write(
-    file: IO[str], pair: Pair, answer: SearchResponse, index: str, rules: Rules, mined: Mined
+    file: IO[str],
+    pair: Pair,
+    negatives: list[Candidate] | None,
+    answer: SearchResponse,
+    index: str,
+    mined: Mined,
 ) -> None:
-    negatives = choose(pair, _candidates(answer), rules)
     if negatives is None:
         mined.unfound += 1
     elif not negatives:
@@ -196,7 +205,7 @@ def _write(
             "positive": pair.positive,
             # Without it training could not keep what one document made on one side.
             **({"source": source} if (source := pair.source or pair.document) else {}),
-            "negatives": [asdict(each) for each in negatives],
+            "negatives": [_shown(each) for each in negatives],
             "index": index,
             "index_version": answer.index_version,
             "model": answer.encoder_model,
@@ -205,9 +214,18 @@ def _write(
         mined.written += 1
 
 
+def _shown(negative: Candidate) -> dict[str, Any]:
+    """Say it with the title in front of the text, as the encoder and all positives have it."""
+    fields = asdict(negative) | {"text": negative.titled}
+    del fields["title"]
+    return fields
+
+
 def _candidates(answer: SearchResponse) -> list[Candidate]:
     return [
-        Candidate(hit.text, hit.document_id, hit.passage, rank, round(hit.dense_score, 6))
+        Candidate(
+            hit.text, hit.document_id, hit.passage, rank, round(hit.dense_score, 6), hit.title
+        )
         for rank, hit in enumerate(answer.hits, start=1)
     ]
 
