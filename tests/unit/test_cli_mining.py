@@ -6,6 +6,7 @@ import pytest
 from shoal.cli.hard_negatives import Candidate, Pair, Rules, choose
 from shoal.cli.main import app
 from shoal.cli.mining import BATCH
+from shoal.training.pair_files import PairFileError, write_pairs
 from shoal.training.pair_files import read_pairs as read_training_pairs
 from typer.testing import CliRunner
 
@@ -156,3 +157,19 @@ def test_negatives_are_written_as_positives_are(mine, broker, tmp_path):
     # Both passages are right for the question, however it is spelt.
     assert found[0] == [f"Birds. text {each}" for each in "bdefgh"]
     assert found[2] == [f"Birds. text {each}" for each in "defgh"]
+
+
+def test_the_weight_of_a_pair_goes_on_to_training(mine, tmp_path):
+    lines = [{"query": "one", "positive": "text a", "weight": 2.5}]
+    lines.append({"query": "two", "positive": "text a"})
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps(each) + "\n" for each in lines))
+    assert mine().exit_code == 0
+    mined = read_training_pairs(mine.out)
+    assert [pair.weight for pair in mined] == [2.5, 1.0]
+    write_pairs(mined, tmp_path / "again.jsonl")
+    assert read_training_pairs(tmp_path / "again.jsonl") == mined
+    pairs.write_text(json.dumps(lines[0] | {"weight": 0}) + "\n")
+    assert "pairs.jsonl:1: `weight` must be a number above 0" in mine().stderr
+    with pytest.raises(PairFileError, match=r"pairs\.jsonl:1: `weight` must be"):
+        read_training_pairs(pairs)

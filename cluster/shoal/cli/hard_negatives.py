@@ -22,6 +22,8 @@ class Pair:
     """Id of the document that the passage is from; empty: its passages are known by their text."""
     source: str = ""
     """What the pair was made from: training holds out whole sources. Empty if nobody said."""
+    weight: float | None = None
+    """How much it counts in training; None if nobody said."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -49,7 +50,7 @@ class Mined:
 def mine(
     index: IndexName,
     pairs: Annotated[
-        Path, typer.Option(metavar="FILE", help="Pairs, JSONL with query, positive, [document], [source].")
+        Path, typer.Option(metavar="FILE", help="Pairs, JSONL with query, positive, [document], [source], [weight].")
     ],
     out: Annotated[
         Path,
@@ -157,7 +158,7 @@ def mine_file(
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """Read pairs: objects with `query` and `positive`, and perhaps `document` and `source`."""
+    """Read pairs: objects with `query` and `positive`, perhaps `document`, `source`, `weight`."""
     from shoal.cli.corpus_file import LineError, opened, parse_line
 
     pairs: dict[tuple[str, str], Pair] = {}
@@ -180,11 +181,19 @@ def read_pairs(path: Path) -> list[Pair]:
                 raise CliError(f"{path}:{number}: needs `query` and `positive`, both strings")
             if not (isinstance(document, str) and isinstance(source, str)):
                 raise CliError(f"{path}:{number}: `document` and `source` must be strings")
-            pair = Pair(query, positive, document, source)
+            weight = fields.get("weight")
+            if weight is not None and not _is_weight(weight):
+                raise CliError(f"{path}:{number}: `weight` must be a number above 0")
+            pair = Pair(query, positive, document, source, weight)
             pairs.setdefault(_key(pair.query, pair.positive), pair)
     if not pairs:
         raise CliError(f"{path} holds no pairs")
     return list(pairs.values())
+
+
+def _is_weight(value: object) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and 0 < value < math.inf
 
 
 def _write(
@@ -205,6 +214,7 @@ def _write(
             "positive": pair.positive,
             # Without it training could not keep what one document made on one side.
             **({"source": source} if (source := pair.source or pair.document) else {}),
+            **({} if pair.weight is None else {"weight": pair.weight}),
             "negatives": [_shown(each) for each in negatives],
             "index": index,
             "index_version": answer.index_version,

@@ -31,7 +31,7 @@ from shoal.training.contrastive import LossState, Temperature, make_loss
 from shoal.training.curves import write_curves
 from shoal.training.export import ExportError, resolve_weights
 from shoal.training.momentum import MomentumQueue
-from shoal.training.pairs import Pair, with_negatives
+from shoal.training.pairs import Pair, repeated, with_negatives
 from shoal.training.settings import EncoderSettings
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 from transformers.utils import logging as transformers_logging
@@ -266,6 +266,7 @@ def table(pairs: Sequence[Pair], settings: EncoderSettings) -> Dataset:
             f"{len(kept)} records with {settings.negatives} negatives or more are less than one "
             f"batch of {settings.batch}: mine more, or ask for fewer"
         )
+    kept = repeated(kept, settings.seed)
     columns = {
         "anchor": [pair.query for pair in kept],
         "positive": [pair.positive for pair in kept],
