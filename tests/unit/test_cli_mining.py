@@ -173,3 +173,9 @@ def test_the_weight_of_a_pair_goes_on_to_training(mine, tmp_path):
     assert "pairs.jsonl:1: `weight` must be a number above 0" in mine().stderr
     with pytest.raises(PairFileError, match=r"pairs\.jsonl:1: `weight` must be"):
         read_training_pairs(pairs)
+
+
+def test_training_questions_are_no_feedback(mine, broker):
+    assert mine().exit_code == 0
+    assert len(broker.batched_searches) == mine.count
+    assert all(each.no_feedback for each in broker.batched_searches)

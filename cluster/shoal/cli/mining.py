@@ -133,6 +133,8 @@ def mine_file(
                 rerank=False,
                 hybrid=False,
                 index_version=mined.index_version,
+                # Training questions are not what the index is asked.
+                no_feedback=True,
             )
             for each in batch
         ]
