@@ -21,7 +21,12 @@ from sentence_transformers.sentence_transformer.modules import (  # noqa: E402
     Transformer,
 )
 from shoal.bundle import EncoderModel, load_bundle  # noqa: E402
-from shoal.training.contrastive import Temperature, make_loss  # noqa: E402
+from shoal.training.contrastive import (  # noqa: E402
+    ContrastiveLoss,
+    LossState,
+    Temperature,
+    make_loss,
+)
 from shoal.training.dual_encoder import TrainingError, load_model, train_encoder  # noqa: E402
 from shoal.training.export import ExportError, export_encoder  # noqa: E402
 from shoal.training.mining import MiningSettings, mine  # noqa: E402
@@ -179,11 +184,17 @@ def test_the_temperature_follows_its_schedule(weights: Path, tmp_path: Path) -> 
     assert found == sorted(found, reverse=True)
 
 
-def test_a_learnt_temperature_has_a_floor() -> None:
+def test_a_learnt_temperature_has_a_floor(weights: Path) -> None:
     temperature = Temperature("learnable", 0.05, 0.02)
     with torch.no_grad():
         temperature.log_scale.fill_(50.0)
+    LossState(ContrastiveLoss(load_model(settings_of(weights))[0], temperature)).on_step_end(
+        None, None, None
+    )
     assert temperature.value() == pytest.approx(0.01)
+    # And it does not stick there.
+    temperature.scale().backward()
+    assert temperature.log_scale.grad.item() == pytest.approx(100.0)
 
 
 def features(model: SentenceTransformer, texts: list[str]) -> dict[str, Any]:
