@@ -27,7 +27,12 @@ from shoal.training.contrastive import (  # noqa: E402
     Temperature,
     make_loss,
 )
-from shoal.training.dual_encoder import TrainingError, load_model, train_encoder  # noqa: E402
+from shoal.training.dual_encoder import (  # noqa: E402
+    TrainingError,
+    check,
+    load_model,
+    train_encoder,
+)
 from shoal.training.export import ExportError, export_encoder  # noqa: E402
 from shoal.training.mining import MiningSettings, mine  # noqa: E402
 from shoal.training.momentum import MomentumQueue  # noqa: E402
@@ -143,6 +148,11 @@ def test_training_goes_on_as_if_unbroken(weights: Path, tmp_path: Path) -> None:
         train_encoder(TRAIN, DEV, tmp_path / "broken", settings)
     with pytest.raises(TrainingError, match="other settings"):
         train_encoder(TRAIN, DEV, tmp_path / "broken", settings_of(weights, steps=13), resume=True)
+    for pairs, dev in ((TRAIN[1:], DEV), (TRAIN[::-1], DEV), (TRAIN, DEV[1:])):
+        with pytest.raises(TrainingError, match="begun with other records"):
+            train_encoder(pairs, dev, tmp_path / "broken", settings, resume=True)
+    with pytest.raises(TrainingError, match="begun with --workers 1"):
+        check(TRAIN, DEV, tmp_path / "broken", settings, resume=True, workers=2)
     resumed = train_encoder(TRAIN, DEV, tmp_path / "broken", settings, resume=True)
     assert resumed == whole
     expected, actual = weights_in(tmp_path / "whole"), weights_in(tmp_path / "broken")
