@@ -153,7 +153,8 @@ def test_negatives_are_written_as_positives_are(mine, broker, tmp_path):
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text("".join(json.dumps(each) + "\n" for each in lines))
     assert mine("--margin", "0").exit_code == 0
-    found = [[each["text"] for each in json.loads(line)["negatives"]] for line in mine.out.open()]
+    mined = [json.loads(line) for line in mine.out.read_text().splitlines()]
+    found = [[each["text"] for each in line["negatives"]] for line in mined]
     # Both passages are right for the question, however it is spelt.
     assert found[0] == [f"Birds. text {each}" for each in "bdefgh"]
     assert found[2] == [f"Birds. text {each}" for each in "defgh"]

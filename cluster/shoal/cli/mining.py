@@ -50,7 +50,11 @@ class Mined:
 def mine(
     index: IndexName,
     pairs: Annotated[
-        Path, typer.Option(metavar="FILE", help="Pairs, JSONL with query, positive, [document], [source], [weight].")
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help="Pairs, JSONL: query, positive, [document], [source], [weight].",
+        ),
     ],
     out: Annotated[
         Path,
@@ -194,8 +198,9 @@ def read_pairs(path: Path) -> list[Pair]:
 
 
 def _is_weight(value: object) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and 0 < value < math.inf
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return 0 < value < math.inf
 
 
 def _write(

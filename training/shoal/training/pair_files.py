@@ -137,8 +137,10 @@ def write_pairs(pairs: Iterable[Pair], path: Path) -> int:
     count = 0
     with _opened(path, "wt") as file:
         for pair in pairs:
-            line = {"anchor": pair.query, "positive": pair.positive, "source": pair.source}
-            line |= {"weight": pair.weight} if pair.weight != 1.0 else {}
+            line: dict[str, Any] = {"anchor": pair.query, "positive": pair.positive}
+            line["source"] = pair.source
+            if pair.weight != 1.0:
+                line["weight"] = pair.weight
             line |= {f"negative_{at}": text for at, text in enumerate(pair.negatives)}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
             count += 1
