@@ -48,6 +48,7 @@ class Broker(
         self.incomplete = False
         self.failures_left = 0
         self.searches = []
+        self.batched_searches = []
         self.contexts = []
         self.lag = 0
         self.writer_is_away = False
@@ -292,6 +293,7 @@ class Broker(
 
     def BatchSearch(self, request, context):
         results = []
+        self.batched_searches.extend(request.searches)
         for each in request.searches:
             if self.failures_left:
                 self.failures_left -= 1

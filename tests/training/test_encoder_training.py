@@ -21,8 +21,18 @@ from sentence_transformers.sentence_transformer.modules import (  # noqa: E402
     Transformer,
 )
 from shoal.bundle import EncoderModel, load_bundle  # noqa: E402
-from shoal.training.contrastive import Temperature, make_loss  # noqa: E402
-from shoal.training.dual_encoder import TrainingError, load_model, train_encoder  # noqa: E402
+from shoal.training.contrastive import (  # noqa: E402
+    ContrastiveLoss,
+    LossState,
+    Temperature,
+    make_loss,
+)
+from shoal.training.dual_encoder import (  # noqa: E402
+    TrainingError,
+    check,
+    load_model,
+    train_encoder,
+)
 from shoal.training.export import ExportError, export_encoder  # noqa: E402
 from shoal.training.mining import MiningSettings, mine  # noqa: E402
 from shoal.training.momentum import MomentumQueue  # noqa: E402
@@ -138,6 +148,11 @@ def test_training_goes_on_as_if_unbroken(weights: Path, tmp_path: Path) -> None:
         train_encoder(TRAIN, DEV, tmp_path / "broken", settings)
     with pytest.raises(TrainingError, match="other settings"):
         train_encoder(TRAIN, DEV, tmp_path / "broken", settings_of(weights, steps=13), resume=True)
+    for pairs, dev in ((TRAIN[1:], DEV), (TRAIN[::-1], DEV), (TRAIN, DEV[1:])):
+        with pytest.raises(TrainingError, match="begun with other records"):
+            train_encoder(pairs, dev, tmp_path / "broken", settings, resume=True)
+    with pytest.raises(TrainingError, match="begun with --workers 1"):
+        check(TRAIN, DEV, tmp_path / "broken", settings, resume=True, workers=2)
     resumed = train_encoder(TRAIN, DEV, tmp_path / "broken", settings, resume=True)
     assert resumed == whole
     expected, actual = weights_in(tmp_path / "whole"), weights_in(tmp_path / "broken")
@@ -179,11 +194,17 @@ def test_the_temperature_follows_its_schedule(weights: Path, tmp_path: Path) -> 
     assert found == sorted(found, reverse=True)
 
 
-def test_a_learnt_temperature_has_a_floor() -> None:
+def test_a_learnt_temperature_has_a_floor(weights: Path) -> None:
     temperature = Temperature("learnable", 0.05, 0.02)
     with torch.no_grad():
         temperature.log_scale.fill_(50.0)
+    LossState(ContrastiveLoss(load_model(settings_of(weights))[0], temperature)).on_step_end(
+        None, None, None
+    )
     assert temperature.value() == pytest.approx(0.01)
+    # And it does not stick there.
+    temperature.scale().backward()
+    assert temperature.log_scale.grad.item() == pytest.approx(100.0)
 
 
 def features(model: SentenceTransformer, texts: list[str]) -> dict[str, Any]:

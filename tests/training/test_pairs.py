@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from shoal.training.leakage import RUN_WORDS, JudgedTexts
 from shoal.training.pair_files import read_beir_judged
-from shoal.training.pairs import DEV_PART, Pair, distinct, held_out, normalised, split
+from shoal.training.pairs import DEV_PART, Pair, distinct, held_out, normalised, repeated, split
 
 CORPUS = Path(__file__).resolve().parents[2] / "deploy" / "corpora" / "xquad-en"
 RECORDS = [
@@ -50,6 +50,17 @@ def test_a_text_is_learnt_once() -> None:
     again = [Pair("a  QUESTION", "other", "2"), Pair("other", "a passage", "3")]
     assert distinct([first, *again]) == [first]
     assert normalised("ＦＵＬＬ  Width") == "full width"
+
+
+def test_heavier_records_are_learnt_from_more_often() -> None:
+    weights = [0.01, 0.5, 1.0, 2.49]
+    pairs = [Pair(f"q{at}", "p", "s", weight=weights[at % 4]) for at in range(400)]
+    found = repeated(pairs, seed=1)
+    assert found == repeated(pairs, seed=1) != repeated(pairs, seed=2)
+    counts = [sum(pair.weight == each for pair in found) / 100 for each in weights]
+    assert counts == pytest.approx([1, 2, 4, 9.96], abs=0.2)
+    assert set(found) == set(pairs)
+    assert repeated(RECORDS, seed=1) == RECORDS
 
 
 @pytest.fixture(scope="module")

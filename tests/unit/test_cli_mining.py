@@ -6,6 +6,8 @@ import pytest
 from shoal.cli.hard_negatives import Candidate, Pair, Rules, choose
 from shoal.cli.main import app
 from shoal.cli.mining import BATCH
+from shoal.training.pair_files import PairFileError, write_pairs
+from shoal.training.pair_files import read_pairs as read_training_pairs
 from typer.testing import CliRunner
 
 from tests.harness.cli_broker import ENCODER, document, serving
@@ -49,6 +51,18 @@ def test_a_document_is_known_by_its_id_where_the_pair_names_it():
     pair = Pair(PAIR.query, "Another text of it.", document="c")
     negatives = choose(pair, FOUND, Rules(margin=0.0))
     assert [each.document for each in negatives] == ["d", "f"]
+
+
+def test_what_is_right_by_another_pair_of_the_question_is_no_negative():
+    others = [Pair(PAIR.query, "x", document="c"), Pair(PAIR.query, "Storks breed on roofs.")]
+    negatives = choose(PAIR, FOUND, Rules(margin=0.0), others)
+    assert [each.document for each in negatives] == ["f"]
+
+
+def test_a_positive_with_its_title_in_front_is_found():
+    titled = Candidate("Herons breed in colonies.", "b", 0, 1, 0.78, "Herons")
+    for positive in ("Herons. Herons breed in colonies.", "Herons breed in colonies."):
+        assert choose(Pair("q", positive), [titled, *FOUND[2:]], Rules(count=1)) == [FOUND[3]]
 
 
 @pytest.fixture
@@ -119,3 +133,50 @@ def test_pairs_without_a_positive_are_refused(mine, tmp_path):
     (tmp_path / "pairs.jsonl").write_text('{"query": "a"}\n')
     done = mine()
     assert "pairs.jsonl:1: needs `query` and `positive`" in done.stderr
+
+
+def test_the_source_of_a_pair_goes_on_to_training(mine, tmp_path):
+    common = {"positive": "text a", "document": "a"}
+    lines = [{"query": "one", **common, "source": "handbook"}, {"query": "two", **common}]
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps(each) + "\n" for each in lines))
+    assert mine().exit_code == 0
+    assert [pair.source for pair in read_training_pairs(mine.out)] == ["handbook", "a"]
+    pairs.write_text(json.dumps({"query": "one", **common, "source": 3}) + "\n")
+    assert "pairs.jsonl:1: `document` and `source` must be strings" in mine().stderr
+
+
+def test_negatives_are_written_as_positives_are(mine, broker, tmp_path):
+    for each in "bcdefgh":
+        broker.indexes["birds"][each] = document(each, f"text {each}", title="Birds")
+    lines = [{"query": query, "positive": f"text {at}"} for at in "ac" for query in ("Q", "q ")]
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps(each) + "\n" for each in lines))
+    assert mine("--margin", "0").exit_code == 0
+    mined = [json.loads(line) for line in mine.out.read_text().splitlines()]
+    found = [[each["text"] for each in line["negatives"]] for line in mined]
+    # Both passages are right for the question, however it is spelt.
+    assert found[0] == [f"Birds. text {each}" for each in "bdefgh"]
+    assert found[2] == [f"Birds. text {each}" for each in "defgh"]
+
+
+def test_the_weight_of_a_pair_goes_on_to_training(mine, tmp_path):
+    lines = [{"query": "one", "positive": "text a", "weight": 2.5}]
+    lines.append({"query": "two", "positive": "text a"})
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps(each) + "\n" for each in lines))
+    assert mine().exit_code == 0
+    mined = read_training_pairs(mine.out)
+    assert [pair.weight for pair in mined] == [2.5, 1.0]
+    write_pairs(mined, tmp_path / "again.jsonl")
+    assert read_training_pairs(tmp_path / "again.jsonl") == mined
+    pairs.write_text(json.dumps(lines[0] | {"weight": 0}) + "\n")
+    assert "pairs.jsonl:1: `weight` must be a number above 0" in mine().stderr
+    with pytest.raises(PairFileError, match=r"pairs\.jsonl:1: `weight` must be"):
+        read_training_pairs(pairs)
+
+
+def test_training_questions_are_no_feedback(mine, broker):
+    assert mine().exit_code == 0
+    assert len(broker.batched_searches) == mine.count
+    assert all(each.no_feedback for each in broker.batched_searches)

@@ -20,6 +20,10 @@ class Pair:
     positive: str
     document: str = ""
     """Id of the document that the passage is from; empty: its passages are known by their text."""
+    source: str = ""
+    """What the pair was made from: training holds out whole sources. Empty if nobody said."""
+    weight: float | None = None
+    """How much it counts in training; None if nobody said."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,13 @@ class Candidate:
     """Its place in the answer, from 1."""
     score: float
     """Inner product with the question, -1 to 1."""
+    title: str = ""
+    """Title of its document; may be empty."""
+
+    @property
+    def titled(self) -> str:
+        """What an encoder reads of it: the title stands in front."""
+        return f"{self.title}. {self.text}" if self.title else self.text
 
 
 @dataclass(frozen=True)
@@ -52,10 +63,13 @@ class Rules:
     hold the margin against, only `max_score`."""
 
 
-def choose(pair: Pair, found: Sequence[Candidate], rules: Rules) -> list[Candidate] | None:
+def choose(
+    pair: Pair, found: Sequence[Candidate], rules: Rules, same_question: Sequence[Pair] = ()
+) -> list[Candidate] | None:
     """The negatives among what a question found, hardest first.
 
-    found: best first. None if the positive is not among them, and that is asked for.
+    found: best first. same_question: pairs of the same question, whose passages are right too.
+    None if the positive is not among what was found, and that is asked for.
     """
     positives = [each for each in found if is_positive(pair, each)]
     if not positives and not rules.keep_unfound:
@@ -63,11 +77,12 @@ def choose(pair: Pair, found: Sequence[Candidate], rules: Rules) -> list[Candida
     bound = rules.max_score
     if positives:
         bound = min(bound, max(each.score for each in positives) - rules.margin)
-    seen = {_flat(pair.positive)}
+    seen = {flat(pair.positive)}
     chosen = []
     for each in found:
-        text = _flat(each.text)
-        wrong = not is_positive(pair, each) and text not in seen
+        text = flat(each.text)
+        right = any(is_positive(known, each) for known in (pair, *same_question))
+        wrong = not right and text not in seen
         if wrong and each.rank > rules.skip and each.score <= bound:
             seen.add(text)
             chosen.append(each)
@@ -80,9 +95,10 @@ def is_positive(pair: Pair, candidate: Candidate) -> bool:
     """True for a passage of the right document, or with the right text in it, or out of it."""
     if pair.document:
         return candidate.document == pair.document
-    right, text = _flat(pair.positive), _flat(candidate.text)
-    return bool(text) and (right in text or text in right)
+    right, text = flat(pair.positive), flat(candidate.text)
+    return bool(text) and (right in flat(candidate.titled) or text in right)
 
 
-def _flat(text: str) -> str:
+def flat(text: str) -> str:
+    """What texts are compared by: their words, whatever the case and spacing."""
     return " ".join(text.split()).casefold()

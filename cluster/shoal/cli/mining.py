@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from shoal.cli.asking import ask
-from shoal.cli.hard_negatives import Candidate, Pair, Rules, choose
+from shoal.cli.hard_negatives import Candidate, Pair, Rules, choose, flat
 from shoal.cli.options import AsJson, Endpoint, IndexName, Timeout, connected
 from shoal.cli.output import CliError, print_json, say
 from shoal.cli.progress import progress
@@ -49,7 +50,11 @@ class Mined:
 def mine(
     index: IndexName,
     pairs: Annotated[
-        Path, typer.Option(metavar="FILE", help="Pairs, JSONL with query, positive, [document].")
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help="Pairs, JSONL: query, positive, [document], [source], [weight].",
+        ),
     ],
     out: Annotated[
         Path,
@@ -75,8 +80,9 @@ def mine(
 
     Candidates are ranked by vectors alone, in the version that serves. A candidate that scores
     within --margin of the right passage is left out, as it may well be right too. A line of the
-    output is an object with query, positive, negatives (text, document, passage, rank, score),
-    index, index_version and model. --timeout is for each call, which asks 16 questions.
+    output is an object with query, positive, source (else document, if the pair names one),
+    negatives (text, document, passage, rank, score), index, index_version and model. --timeout is
+    for each call, which asks 16 questions.
     """
     rules = Rules(count, skip, margin, max_score, keep_unfound)
     with connected(endpoint) as client:
@@ -114,6 +120,9 @@ def mine_file(
     described = client.describe_index(index).index
     mined.index_version, mined.model = described.index_version, described.encoder_model
     done = _resumed(out, mined)
+    by_question: dict[str, list[Pair]] = {}
+    for each in asked:
+        by_question.setdefault(flat(each.query), []).append(each)
     open_ = [each for each in asked if _key(each.query, each.positive) not in done]
     mined.before = len(asked) - len(open_)
 
@@ -128,6 +137,8 @@ def mine_file(
                 rerank=False,
                 hybrid=False,
                 index_version=mined.index_version,
+                # Training questions are not what the index is asked.
+                no_feedback=True,
             )
             for each in batch
         ]
@@ -142,7 +153,9 @@ def mine_file(
             batches = list(_chunks(round_, BATCH))
             for batch, answers in zip(batches, pool.map(search, batches), strict=True):
                 for pair, answer in zip(batch, answers, strict=True):
-                    _write(file, pair, answer, index, rules, mined)
+                    same = by_question[flat(pair.query)]
+                    negatives = choose(pair, _candidates(answer), rules, same)
+                    _write(file, pair, negatives, answer, index, mined)
             # What was asked for stands on disk before more is asked.
             file.flush()
             os.fsync(file.fileno())
@@ -151,7 +164,7 @@ def mine_file(
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """Read pairs: a line is an object with `query` and `positive`, and perhaps `document`."""
+    """Read pairs: objects with `query` and `positive`, perhaps `document`, `source`, `weight`."""
     from shoal.cli.corpus_file import LineError, opened, parse_line
 
     pairs: dict[tuple[str, str], Pair] = {}
@@ -164,26 +177,40 @@ def read_pairs(path: Path) -> list[Pair]:
             except LineError as error:
                 raise CliError(f"{path}:{number}: {error}") from None
             query, positive = fields.get("query"), fields.get("positive")
-            document = fields.get("document", "")
+            document, source = fields.get("document", ""), fields.get("source", "")
             if not (
                 isinstance(query, str)
                 and isinstance(positive, str)
-                and isinstance(document, str)
                 and query.strip()
                 and positive.strip()
             ):
                 raise CliError(f"{path}:{number}: needs `query` and `positive`, both strings")
-            pair = Pair(query, positive, document)
+            if not (isinstance(document, str) and isinstance(source, str)):
+                raise CliError(f"{path}:{number}: `document` and `source` must be strings")
+            weight = fields.get("weight")
+            if weight is not None and not _is_weight(weight):
+                raise CliError(f"{path}:{number}: `weight` must be a number above 0")
+            pair = Pair(query, positive, document, source, weight)
             pairs.setdefault(_key(pair.query, pair.positive), pair)
     if not pairs:
         raise CliError(f"{path} holds no pairs")
     return list(pairs.values())
 
 
+def _is_weight(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return 0 < value < math.inf
+
+
 def _write(
-    file: IO[str], pair: Pair, answer: SearchResponse, index: str, rules: Rules, mined: Mined
+    file: IO[str],
+    pair: Pair,
+    negatives: list[Candidate] | None,
+    answer: SearchResponse,
+    index: str,
+    mined: Mined,
 ) -> None:
-    negatives = choose(pair, _candidates(answer), rules)
     if negatives is None:
         mined.unfound += 1
     elif not negatives:
@@ -192,7 +219,10 @@ def _write(
         line = {
             "query": pair.query,
             "positive": pair.positive,
-            "negatives": [asdict(each) for each in negatives],
+            # Without it training could not keep what one document made on one side.
+            **({"source": source} if (source := pair.source or pair.document) else {}),
+            **({} if pair.weight is None else {"weight": pair.weight}),
+            "negatives": [_shown(each) for each in negatives],
             "index": index,
             "index_version": answer.index_version,
             "model": answer.encoder_model,
@@ -201,9 +231,18 @@ def _write(
         mined.written += 1
 
 
+def _shown(negative: Candidate) -> dict[str, Any]:
+    """Say it with the title in front of the text, as the encoder and all positives have it."""
+    fields = asdict(negative) | {"text": negative.titled}
+    del fields["title"]
+    return fields
+
+
 def _candidates(answer: SearchResponse) -> list[Candidate]:
     return [
-        Candidate(hit.text, hit.document_id, hit.passage, rank, round(hit.dense_score, 6))
+        Candidate(
+            hit.text, hit.document_id, hit.passage, rank, round(hit.dense_score, 6), hit.title
+        )
         for rank, hit in enumerate(answer.hits, start=1)
     ]
 

@@ -45,12 +45,22 @@ class Temperature(nn.Module):  # type: ignore[misc]
         self._now = start
         log_scale = torch.tensor(math.log(1.0 / start))
         self.log_scale = nn.Parameter(log_scale, requires_grad=schedule == "learnable")
+        self.keep_above_floor()
 
     def scale(self) -> float | Tensor:
         """1 / t. A tensor with a gradient if it is learnt."""
         if self.schedule == "learnable":
-            return torch.clamp(self.log_scale, max=math.log(1.0 / LOWEST_TEMPERATURE)).exp()
+            return self.log_scale.exp()
         return 1.0 / self._now
+
+    def keep_above_floor(self) -> None:
+        """Take a step beyond the floor back; to be called after each.
+
+        The parameter is bounded, as in CLIP, not what is read of it: beyond a bound on what is read
+        there is no gradient, and the temperature would never leave it again.
+        """
+        with torch.no_grad():
+            self.log_scale.clamp_(max=math.log(1.0 / LOWEST_TEMPERATURE))
 
     def move_to(self, share: float) -> None:
         """Say how much of the training is over: 0 to 1. Matters to schedules alone."""
@@ -179,7 +189,8 @@ class LossState(TrainerCallback):  # type: ignore[misc]
             gradient /= torch.distributed.get_world_size()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Let the momentum encoder follow, and put the step's passages in the queue."""
+        """Bound the temperature, let the momentum encoder follow, and fill the queue."""
+        self._loss.moving_temperature.keep_above_floor()
         if self._loss.queue is not None:
             self._loss.queue.follow(self._loss.model)
 

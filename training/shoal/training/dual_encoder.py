@@ -8,11 +8,12 @@ and training that was stopped goes on from its last checkpoint as if it had not 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,7 +32,7 @@ from shoal.training.contrastive import LossState, Temperature, make_loss
 from shoal.training.curves import write_curves
 from shoal.training.export import ExportError, resolve_weights
 from shoal.training.momentum import MomentumQueue
-from shoal.training.pairs import Pair, with_negatives
+from shoal.training.pairs import Pair, repeated, with_negatives
 from shoal.training.settings import EncoderSettings
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 from transformers.utils import logging as transformers_logging
@@ -40,6 +41,8 @@ Report = Callable[[int, str], None]
 
 CHECKPOINTS: Final = "checkpoints"
 SETTINGS_FILE: Final = "training.json"
+# What training was begun with besides its settings.
+BEGUN_FILE: Final = "begun.json"
 # What the held-out records gave before the first step: the trainer's log begins after it.
 BEFORE_FILE: Final = "before.json"
 
@@ -93,8 +96,10 @@ def check(
     settings: EncoderSettings,
     *,
     resume: bool,
+    workers: int = 1,
 ) -> None:
     """Refuse what cannot be trained; begin the folder of checkpoints. Raises TrainingError."""
+    begun = {"records": _fingerprint(pairs, dev), "workers": workers}
     if not dev:
         raise TrainingError("there are no held-out records: give more sources")
     shared = {pair.source for pair in pairs} & {pair.source for pair in dev}
@@ -107,10 +112,14 @@ def check(
         raise TrainingError(
             f"{out} was begun with other settings: go on with those, or begin in another folder"
         )
+    if resume:
+        _check_begun(out, begun)
     if not resume and (out / CHECKPOINTS).exists():
         raise TrainingError(f"{out} holds an unfinished training: --resume, or delete it")
     if not resume:
         (out / CHECKPOINTS).mkdir(parents=True)
+        (out / CHECKPOINTS / BEGUN_FILE).write_text(json.dumps(begun))
+        # Last: by it a training is known to have begun.
         (out / CHECKPOINTS / SETTINGS_FILE).write_text(settings.model_dump_json())
 
 
@@ -266,6 +275,7 @@ def table(pairs: Sequence[Pair], settings: EncoderSettings) -> Dataset:
             f"{len(kept)} records with {settings.negatives} negatives or more are less than one "
             f"batch of {settings.batch}: mine more, or ask for fewer"
         )
+    kept = repeated(kept, settings.seed)
     columns = {
         "anchor": [pair.query for pair in kept],
         "positive": [pair.positive for pair in kept],
@@ -325,6 +335,31 @@ def _measures(entry: dict[str, Any]) -> dict[str, float]:
 def _kept_settings(out: Path) -> EncoderSettings | None:
     path = out / CHECKPOINTS / SETTINGS_FILE
     return EncoderSettings.model_validate_json(path.read_text()) if path.is_file() else None
+
+
+def _fingerprint(pairs: Sequence[Pair], dev: Sequence[Pair]) -> str:
+    """Tell records from others, and from the same in another order: SHA-256, in hex."""
+    digest = hashlib.sha256()
+    for side in (pairs, dev):
+        for pair in side:
+            digest.update(json.dumps(asdict(pair)).encode() + b"\n")
+        digest.update(b"\n")
+    return digest.hexdigest()
+
+
+def _check_begun(out: Path, begun: dict[str, Any]) -> None:
+    """Refuse to go on with anything that would make it another training."""
+    path = out / CHECKPOINTS / BEGUN_FILE
+    kept = json.loads(path.read_text()) if path.is_file() else {}
+    if "workers" in kept and kept["workers"] != begun["workers"]:
+        raise TrainingError(
+            f"{out} was begun with --workers {kept['workers']}: go on with as many, or begin in "
+            "another folder"
+        )
+    if kept != begun:
+        raise TrainingError(
+            f"{out} was begun with other records: go on with those, or begin in another folder"
+        )
 
 
 def _last_checkpoint(out: Path) -> str | None:

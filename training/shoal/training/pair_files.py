@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
@@ -136,7 +137,10 @@ def write_pairs(pairs: Iterable[Pair], path: Path) -> int:
     count = 0
     with _opened(path, "wt") as file:
         for pair in pairs:
-            line = {"anchor": pair.query, "positive": pair.positive, "source": pair.source}
+            line: dict[str, Any] = {"anchor": pair.query, "positive": pair.positive}
+            line["source"] = pair.source
+            if pair.weight != 1.0:
+                line["weight"] = pair.weight
             line |= {f"negative_{at}": text for at, text in enumerate(pair.negatives)}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
             count += 1
@@ -153,7 +157,18 @@ def _record(row: _Row) -> Pair:
     query, positive = row.text(*_QUERIES), row.text(*_POSITIVES)
     # Where a file says nothing of sources, a passage is its own: it is never on both sides.
     source = row.text("source") if "source" in row.fields else positive
-    return Pair(query, positive, source, _negatives(row))
+    return Pair(query, positive, source, _negatives(row), _weight(row))
+
+
+def _weight(row: _Row) -> float:
+    """Of feedback; 1 where a file says nothing of it. In CSV it is a text."""
+    try:
+        weight = float(row.fields.get("weight", 1.0))
+    except (TypeError, ValueError):
+        weight = math.nan
+    if not 0.0 < weight < math.inf:
+        raise row.wrong("`weight` must be a number above 0")
+    return weight
 
 
 def _negatives(row: _Row) -> tuple[str, ...]:

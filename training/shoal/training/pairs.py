@@ -8,11 +8,14 @@ learnt.
 from __future__ import annotations
 
 import hashlib
+import random
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+# Copies of a record of mean weight among weighted ones, so that lighter ones have fewer, not none.
+MEAN_COPIES: Final = 4
 # One source in this many is held out; the reranker's packages are divided by the same rule.
 DEV_PART: Final = 20
 
@@ -27,6 +30,8 @@ class Pair:
     """What it was made from: a source package, a manual page, a document's id."""
     negatives: tuple[str, ...] = ()
     """Passages that do not answer it, the hardest first."""
+    weight: float = 1.0
+    """How often it is learnt from, relative to others: above 0."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,23 @@ def with_negatives(pairs: Sequence[Pair], count: int) -> list[Pair]:
         replace(pair, negatives=pair.negatives[:count])
         for pair in pairs
         if len(pair.negatives) >= count
+    ]
+
+
+def repeated(pairs: Sequence[Pair], seed: int) -> list[Pair]:
+    """Repeat records by their weights, at least once each; as they are if all weigh the same.
+
+    What is left of a weight after whole copies is one more by chance, which the seed decides. The
+    trainer puts no text into a batch twice: a record is learnt from once a step at most.
+    """
+    if len({pair.weight for pair in pairs}) < 2:
+        return list(pairs)
+    rng = random.Random(seed)
+    copies_per_weight = MEAN_COPIES * len(pairs) / sum(pair.weight for pair in pairs)
+    return [
+        pair
+        for pair in pairs
+        for _ in range(max(1, int(pair.weight * copies_per_weight + rng.random())))
     ]
 
 

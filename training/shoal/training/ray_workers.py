@@ -57,11 +57,11 @@ def train_on_ray(
             "queue.size: with several workers, all passages are negatives for all; leave it at 0"
         )
     out = out.resolve()
-    check(pairs, dev, out, settings, resume=resume)
+    check(pairs, dev, out, settings, resume=resume, workers=workers)
     work = out / CHECKPOINTS
-    if not resume:
-        write_pairs(pairs, work / _PAIRS)
-        write_pairs(dev, work / _DEV)
+    # Anew when it goes on too: they are the same, and may have been cut short.
+    write_pairs(pairs, work / _PAIRS)
+    write_pairs(dev, work / _DEV)
     trainer = TorchTrainer(
         _work,
         train_loop_config={"out": str(out), "settings": settings.model_dump(mode="json")},
