@@ -270,13 +270,13 @@ class UpsertStream:
         chunk = await loop.run_in_executor(self._parts.executor, preparer.prepare, requests)
         texts = chunk.texts
         ready = _Ready(chunk)
-        if texts and not index.entry.retired:
+        if texts and not _is_retired(index):
             encoded = await parts.encoders.encode(texts, self._deadline, index.entry.encoder_model)
             dimension = encoded.vectors.shape[1]
             if dimension == table.dimension:
                 await parts.indexes.check_model(index, encoded.model)
                 # It may have been let go of while the texts were encoded.
-                ready.vectors = None if index.entry.retired else encoded.vectors
+                ready.vectors = None if _is_retired(index) else encoded.vectors
             else:
                 self._without_encoder(chunk, index, dimension)
         await self._add_models(ready, index)
@@ -378,3 +378,8 @@ def _text_bytes(request: UpsertDocumentsRequest) -> int:
 def _forget(done: asyncio.Future[int]) -> None:
     if not done.cancelled():
         done.exception()
+
+
+def _is_retired(index: OpenIndex) -> bool:
+    """True if the model that the index was made with is gone: it changes while one waits."""
+    return index.entry.retired
