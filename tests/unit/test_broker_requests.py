@@ -46,7 +46,7 @@ def refused(wrong: SearchRequest) -> InvalidFieldError:
 
 def test_defaults() -> None:
     query = check_search(request(text="whale"), ROUTE, SETTINGS)
-    assert (query.text, query.vector, query.top_k, query.rerank_count) == ("whale", b"", 10, 20)
+    assert (query.text, query.vector, query.top_k, query.rerank_count) == ("whale", b"", 10, 50)
 
 
 def test_reranking_is_asked_for_or_not() -> None:
