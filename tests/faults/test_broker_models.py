@@ -46,7 +46,7 @@ async def test_reranking_changes_the_order_and_says_who_did_it() -> None:
             (hit.score for hit in response.hits), reverse=True
         )
         (call,) = rig.reranker.calls
-        assert len(call[0].passages) == 20
+        assert len(call[0].passages) == 50
         assert call[0].passages[0].startswith("Title of doc-")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from shoal.training.dual_encoder import (  # noqa: E402
     TrainingError,
     check,
     load_model,
+    table,
     train_encoder,
 )
 from shoal.training.export import ExportError, export_encoder  # noqa: E402
@@ -159,6 +161,14 @@ def test_training_goes_on_as_if_unbroken(weights: Path, tmp_path: Path) -> None:
     assert all(torch.equal(expected[name], actual[name]) for name in expected)
     for name in ("curves.json", "training.json"):
         assert (tmp_path / "whole" / name).read_text() == (tmp_path / "broken" / name).read_text()
+
+
+def test_the_trainer_reads_heavier_records_more_often(weights: Path) -> None:
+    heavy = replace(TRAIN[0], weight=3.0)
+    anchors = table([heavy, *TRAIN[1:20]], settings_of(weights)).to_dict()["anchor"]
+    counts = [anchors.count(pair.query) for pair in TRAIN[:20]]
+    assert counts[0] >= 2.5 * np.mean(counts[1:])
+    assert min(counts) >= 1
 
 
 def test_another_seed_is_another_training(weights: Path, tmp_path: Path) -> None:

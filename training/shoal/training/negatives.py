@@ -88,9 +88,9 @@ def build_training_set(
     question_vectors = _encode(encoder, [text for text, _, _ in drafts], "query", progress)
     train: list[Question] = []
     dev: list[Question] = []
-    for (text, position, held_out), vector in zip(drafts, question_vectors, strict=True):
+    for (text, position, apart), vector in zip(drafts, question_vectors, strict=True):
         question = _mine(text, position, vector, passage_vectors)
-        if held_out:
+        if apart:
             dev.append(question)
         elif len(question.negatives) >= CANDIDATES // 2:
             train.append(question)
