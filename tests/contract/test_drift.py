@@ -172,6 +172,8 @@ async def test_a_shift_of_questions_is_noticed_said_and_forgotten_when_it_is_the
         assert "questions (vectors: discrepancy" in shifted.alert
         assert "--set-reference" in shifted.alert
         names = by_name(shifted)
+        # What is said is said of one moment, whatever comes while it is measured.
+        assert sum(names["component 1"].window_counts) == shifted.window_queries
         for name in ("vectors", "component 1", "script", "unknown words"):
             assert names[name].alarming, name
         assert names["unknown words"].now > names["unknown words"].before

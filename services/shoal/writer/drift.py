@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -158,6 +158,8 @@ class DriftWatch:
     def measure(self) -> DriftReport:
         """Compare what there is with the reference. About a second."""
         reference, window = self._reference, self._compared()
+        # What comes while the report is on its way is not part of it.
+        window = None if window is None else replace(window)
         if reference is None or window is None or len(window.kept) < MIN_SAMPLE:
             return DriftReport(self._missing(), "", reference, window)
         measures, points = compare(QUERY, reference.queries, window.kept)
