@@ -34,7 +34,7 @@ from loadtest.bench_table import ensure_table
 from loadtest.vectors import Vectors, VectorSet
 
 RESULTS: Final = Path(__file__).parent / "results"
-# What issue 3 asks for.
+# What a build may cost.
 MAX_RATIO: Final = 1.25
 _UID: Final = "bench"
 
