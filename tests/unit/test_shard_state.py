@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from shoal.shard import changes
 from shoal.shard.changes import apply_changes, catch_up, read_changes
 from shoal.shard.codebook import train_codebook
 from shoal.shard.codes import load_codebook
@@ -295,7 +296,9 @@ def test_a_fold_takes_one_thread_whatever_others_are_given(tmp_path):
         faiss.omp_set_num_threads(before)
 
 
-def test_a_shard_that_nobody_follows_with_yet_catches_up_by_itself(tmp_path):
+@pytest.mark.parametrize("at_once", [3, 1024])
+def test_a_shard_that_nobody_follows_with_yet_catches_up_by_itself(tmp_path, monkeypatch, at_once):
+    monkeypatch.setattr(changes, "_DOCUMENTS_AT_ONCE", at_once)
     corpus = Corpus(tmp_path)
     corpus.fill(60)
     layout = Layout(corpus, 2)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
 import pyarrow as pa
 from shoal.shard.directory import COLUMNS
+from shoal.shard.pace import pause
 from shoal.shard.shard import Shard
 from shoal.table import schema
 from shoal.table.cursor import Cursor
@@ -16,6 +17,9 @@ from shoal.table.slots import shard_of, slot_range
 from shoal.table.table import PassageTable
 
 _COLUMNS: Final = (*COLUMNS, schema.SEQUENCE, schema.SLOT, schema.TOMBSTONE, schema.VECTOR)
+
+# Documents that a shard takes at once in the background: some milliseconds.
+_DOCUMENTS_AT_ONCE: Final = 1024
 
 
 def read_changes(
@@ -63,4 +67,17 @@ def catch_up(table: PassageTable, shard: Shard, number: int, shard_count: int) -
     if table.trimmed.passed(cursor.sequence, slot_range(number, shard_count)):
         return
     rows, reached = read_changes(table, cursor, [(number, shard_count)])
-    apply_changes(shard, number, shard_count, rows, reached)
+    pause()
+    # Nobody looks at the shard yet: where it stands is said when all of them are in it.
+    for piece in () if rows is None else _pieces(rows):
+        apply_changes(shard, number, shard_count, piece, cursor)
+        pause()
+    apply_changes(shard, number, shard_count, None, reached)
+
+
+def _pieces(rows: pa.Table) -> Iterator[pa.Table]:
+    """Divide rows so that those of a document stay together."""
+    ids = rows.column(schema.DOCUMENT_ID).combine_chunks().dictionary_encode().indices
+    pieces = ids.to_numpy(zero_copy_only=True) // _DOCUMENTS_AT_ONCE
+    for piece in range(int(pieces.max(initial=-1)) + 1):
+        yield rows.filter(pa.array(pieces == piece))

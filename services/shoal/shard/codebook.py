@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,10 @@ _MARGIN: Final = 0.5
 # twenty times.
 _SURE: Final = 1.645
 _BLOCK_QUERIES: Final = 32
+# Held-out queries after which parameters are given up whose recall is so far below the target: five
+# standard errors.
+_GLANCE_QUERIES: Final = 64
+_HOPELESS: Final = 0.15
 
 
 class RecallUnreachableError(ValueError):
@@ -283,9 +288,13 @@ def _choose(
 ) -> tuple[WideCode, list[OperatingPoint]]:
     """Choose the narrower wide code unless it keeps the target out of reach."""
     found: tuple[WideCode, list[_Tried]] | None = None
+    truth = _truth(measured)
     for wide_kind in measured.kind.wides:
         wide = WideCode.train(wide_kind, seen)
-        points = _measure(measured, wide, target)
+        is_last = wide_kind == measured.kind.wides[-1]
+        if not is_last and _ceiling(measured, wide, truth) < target:
+            continue
+        points = _measure(measured, wide, truth, target)
         best = points[0]
         if found is None or best.floor > found[1][0].floor:
             found = wide, points
@@ -296,12 +305,37 @@ def _choose(
     return wide, [each.point for each in points]
 
 
-def _measure(measured: _Measured, wide: WideCode, target: float) -> list[_Tried]:
+def _top_ks(measured: _Measured) -> list[int]:
+    return [top_k for top_k in TOP_KS if top_k <= len(measured.base)]
+
+
+def _truth(measured: _Measured) -> _Truth:
+    depth = min(max(_top_ks(measured)) + TIES, len(measured.base))
+    scores, rows = faiss.knn(
+        measured.held_out, measured.base, depth, metric=faiss.METRIC_INNER_PRODUCT
+    )
+    return scores, rows
+
+
+def _ceiling(measured: _Measured, wide: WideCode, truth: _Truth) -> float:
+    """The recall to count on if all true neighbours were candidates, and ranked by a wide code.
+
+    Further candidates only displace some of them: no parameters lead beyond it.
+    """
+    if not measured.kind.refines:
+        return 1.0
+    exact, rows = truth
+    top_k, (count, depth) = TOP_KS[0], rows.shape
+    codes = wide.encode(measured.base[rows.reshape(-1)]).reshape(count, depth, -1)
+    chosen = np.argsort(-wide.scores(measured.held_out, codes), axis=1)[:, :top_k]
+    reached = np.take_along_axis(exact, chosen, axis=1)
+    return measured.floor((reached >= exact[:, top_k - 1, None] - SAME_SCORE).mean(axis=1))
+
+
+def _measure(measured: _Measured, wide: WideCode, truth: _Truth, target: float) -> list[_Tried]:
     """Find the cheapest parameters for each of `TOP_KS`; the best ones where none suffice."""
     kind, list_count = measured.kind, getattr(measured.index, "nlist", 0)
-    top_ks = [top_k for top_k in TOP_KS if top_k <= len(measured.base)]
-    depth = min(max(top_ks) + TIES, len(measured.base))
-    truth = faiss.knn(measured.held_out, measured.base, depth, metric=faiss.METRIC_INNER_PRODUCT)
+    top_ks = _top_ks(measured)
     # Once for all: over all that is tried, each candidate would be encoded a dozen times.
     codes = wide.encode(measured.base) if kind.refines else np.empty(0)
     tried: dict[int, list[_Tried]] = {top_k: [] for top_k in top_ks}
@@ -309,7 +343,7 @@ def _measure(measured: _Measured, wide: WideCode, target: float) -> list[_Tried]
         if all(_cheapest(tried[top_k], target) < trial.cost_ns for top_k in top_ks):
             break
         recalls = _recalls if kind.refines else _final_recalls
-        for floor, point in recalls(measured, wide, codes, truth, trial, top_ks):
+        for floor, point in recalls(measured, wide, codes, truth, trial, top_ks, target):
             again = point.top_k * point.refine_factor if kind.refines else 0
             cost_ns = kind.wanting(trial, point.top_k).cost_ns + again * REFINED_NS
             tried[point.top_k].append(_Tried(cost_ns, floor, point))
@@ -334,8 +368,12 @@ def _recalls(
     truth: _Truth,
     trial: Trial,
     top_ks: list[int],
+    target: float,
 ) -> Iterator[tuple[float, OperatingPoint]]:
-    """Measure every refine factor of a trial: the codes are searched once for all of them."""
+    """Measure every refine factor of a trial: the codes are searched once for all of them.
+
+    On a part of the queries only, if that shows that none of them comes near the target.
+    """
     exact, exact_rows = truth
     limit = min(MAX_CANDIDATES, len(measured.base))
     pairs = [
@@ -346,7 +384,8 @@ def _recalls(
     ]
     count = len(measured.held_out)
     recalls = {pair: np.empty(count) for pair in pairs}
-    for first in range(0, count, _BLOCK_QUERIES):
+
+    def fill(first: int) -> None:
         block = slice(first, first + _BLOCK_QUERIES)
         queries = measured.held_out[block]
         _, found = measured.kind.tried(measured.index, queries, limit, trial)
@@ -358,6 +397,17 @@ def _recalls(
             reached = np.take_along_axis(true, chosen, axis=1)
             worst = exact[block, top_k - 1, None]
             recalls[top_k, factor][block] = (reached >= worst - SAME_SCORE).mean(axis=1)
+
+    # NumPy and FAISS leave the interpreter alone for nearly all of it.
+    with ThreadPoolExecutor(
+        faiss.omp_get_max_threads(), initializer=lambda: faiss.omp_set_num_threads(1)
+    ) as pool:
+        list(pool.map(fill, range(0, min(count, _GLANCE_QUERIES), _BLOCK_QUERIES)))
+        glance = {pair: each[:_GLANCE_QUERIES] for pair, each in recalls.items()}
+        if all(each.mean() < target - _HOPELESS for each in glance.values()):
+            recalls = glance
+        else:
+            list(pool.map(fill, range(_GLANCE_QUERIES, count, _BLOCK_QUERIES)))
     for (top_k, factor), each in recalls.items():
         yield measured.floor(each), _point(top_k, factor, trial, each)
 
@@ -369,9 +419,10 @@ def _final_recalls(
     truth: _Truth,
     trial: Trial,
     top_ks: list[int],
+    target: float,
 ) -> Iterator[tuple[float, OperatingPoint]]:
     """Measure a trial whose scores are final."""
-    del wide, codes
+    del wide, codes, target
     exact, exact_rows = truth
     for top_k in top_ks:
         wanting = measured.kind.wanting(trial, top_k)

@@ -18,6 +18,7 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 from shoal.shard.field_columns import FieldColumns, TailColumns, gathered_fields
+from shoal.shard.pace import pause
 from shoal.table import schema
 from shoal.table.slots import SLOT_COUNT
 from shoal.table.trimming import NEVER_US
@@ -222,9 +223,13 @@ def gathered(
 
     Whatever a directory keeps of a passage must come along here, in folds and in moves alike.
     """
-    records = [directory.records[mask] for directory, mask in parts]
-    hashes = [directory.hashes()[mask] for directory, mask in parts]
-    ids = [directory.ids.filter(pa.array(mask)) for directory, mask in parts]
+    records, hashes, ids = [], [], []
+    for directory, mask in parts:
+        records.append(directory.records[mask])
+        pause()
+        hashes.append(directory.hashes()[mask])
+        ids.append(directory.ids.filter(pa.array(mask)))
+        pause()
     if added is not None:
         records.append(added)
         hashes.append(hash_ids(added_ids))

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from shoal.shard.codes import Codebook
 from shoal.shard.held_out import SAME_SCORE, TIES, HeldOut, Neighbours
 from shoal.shard.live_recall import Outcome, SampledQuery
+from shoal.shard.pace import pause
 from shoal.shard.search import Target, search
 from shoal.table import schema
 from shoal.table.scanning import SPARING
@@ -90,6 +91,7 @@ def served(sample: Sample, codebook: Codebook, effort: float) -> list[NDArray[np
         members = np.flatnonzero(top_ks == top_k)
         for first in range(0, len(members), _BLOCK_QUERIES):
             block = members[first : first + _BLOCK_QUERIES]
+            pause()
             ranking, failures = search(
                 sample.targets,
                 codebook,

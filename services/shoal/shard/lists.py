@@ -16,8 +16,11 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from shoal.shard.kernel import faiss
+from shoal.shard.pace import pause
 
 _ID_BYTES: Final = 8
+# Lists that are gone through at once in the background: some milliseconds.
+_LISTS_A_PIECE: Final = 128
 
 
 class Sink(Protocol):
@@ -88,6 +91,8 @@ def copy_lists(source: Any, target: Any) -> None:
     for number in np.flatnonzero(sizes_of(source)).tolist():
         size = inverted.list_size(number)
         added.add_entries(number, size, inverted.get_ids(number), inverted.get_codes(number))
+        if number % _LISTS_A_PIECE == 0:
+            pause()
     target.ntotal = source.ntotal
 
 
@@ -97,6 +102,7 @@ def keep(lists: Any, mask: NDArray[np.bool_]) -> None:
         return
     dead = np.packbits(~mask, bitorder="little")
     lists.remove_ids(faiss.IDSelectorBitmap(dead))
+    pause()
     _close_ranks(lists, np.cumsum(mask) - 1)
 
 
@@ -104,6 +110,7 @@ def join(lists: Any, others: Sequence[Any]) -> None:
     """Move the vectors of other lists behind those of `lists`; the others are empty then."""
     for other in others:
         lists.merge_from(other, lists.ntotal)
+        pause()
 
 
 def _close_ranks(lists: Any, new_positions: NDArray[np.int64]) -> None:
@@ -116,6 +123,8 @@ def _close_ranks(lists: Any, new_positions: NDArray[np.int64]) -> None:
     inverted, packer = lists.invlists, lists.get_CodePacker()
     used = _used_bits(packer)
     for number in range(lists.nlist):
+        if number % _LISTS_A_PIECE == 0:
+            pause()
         size = inverted.list_size(number)
         if size == 0:
             continue

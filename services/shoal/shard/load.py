@@ -17,13 +17,15 @@ from shoal.shard.codes import Codebook
 from shoal.shard.directory import COLUMNS, Directory, Positions, find_rows, hash_ids, records_of
 from shoal.shard.field_columns import encoded, field_rows
 from shoal.shard.filling import SegmentBuilder
+from shoal.shard.pace import pause
 from shoal.shard.postings import PostingsBuilder, counted_of
 from shoal.shard.shard import Main
 from shoal.table import schema
 from shoal.table.cursor import EMPTY_CURSOR, Cursor
 from shoal.table.present import present_rows
+from shoal.table.scanning import texts_of, vectors_of
 from shoal.table.slots import slot_range
-from shoal.table.table import PassageTable, vectors_of
+from shoal.table.table import PassageTable
 
 # Takes row ids, uint64 [n], and their vectors, float32 [n, dimension].
 Observe = Callable[[NDArray[np.uint64], NDArray[np.float32]], None]
@@ -82,6 +84,7 @@ def build_runs(
     for batch in table.scan(terms, slots=slots, with_vectors=True):
         for part in parts:
             _take_vectors(part, batch, table.dimension, observe)
+            pause()
     return [_finish(part, cursor) for part in parts]
 
 
@@ -128,6 +131,6 @@ def _finish(part: _Part, cursor: Cursor) -> Main:
     rows = part.rows.take(pa.array(arrived))
     ids = rows.column(schema.DOCUMENT_ID).cast(pa.large_string()).combine_chunks()
     fields = encoded(field_rows(rows))
-    directory = Directory(records_of(rows), ids, hash_ids(ids.to_pylist()), fields=fields)
+    directory = Directory(records_of(rows), ids, hash_ids(texts_of(ids)), fields=fields)
     postings = None if part.postings is None else part.postings.finish()
     return Main(part.builder.finish(), directory, cursor, postings)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from shoal.shard import directory, filling, postings
 from shoal.shard.kind_lists import ListSegment
 from shoal.shard.live_tail import LiveTail
+from shoal.shard.pace import pause
 from shoal.shard.segment import Segment
 from shoal.shard.shard import Main, Shard, View
 from shoal.shard.tombstones import Live
@@ -70,12 +71,12 @@ def cover(
 def assembled(pieces: Sequence[Piece], dimension: int, fold_at_passages: int) -> Shard:
     """Put a shard together. Takes the memory of its codes; the sources stay as they are."""
     mains = [(piece.source.main, _wanted(piece)) for piece in pieces]
-    main = Main(
-        filling.gathered([(_on_cpu(each.segment), mask) for each, mask in mains]),
-        directory.gathered([(each.directory, mask) for each, mask in mains]),
-        _least([each.cursor for each, _ in mains]),
-        _postings_of(mains),
-    )
+    pause()
+    segment = filling.gathered([(_on_cpu(each.segment), mask) for each, mask in mains])
+    gathered = directory.gathered([(each.directory, mask) for each, mask in mains])
+    pause()
+    main = Main(segment, gathered, _least([each.cursor for each, _ in mains]), _postings_of(mains))
+    pause()
     tail = LiveTail(dimension)
     for piece in pieces:
         if piece.source.view is not None:

@@ -19,7 +19,7 @@ from shoal.shard.exact_check import Sample, compare, served, true_neighbours
 from shoal.shard.held import HeldLayout
 from shoal.shard.kernel import faiss
 from shoal.shard.live_recall import Estimate, LiveRecall, Outcome, QueryWindow
-from shoal.shard.pace import Pace
+from shoal.shard.pace import pause, turns
 from shoal.shard.search import Target
 from shoal.shard.tuning import MIN_QUERIES, NO_EFFORT, alert_of, tune
 from shoal.table.table import PassageTable
@@ -83,7 +83,8 @@ class RecallWatch:
         pause_s = self._settings.recall_interval_s
         try:
             faiss.omp_set_num_threads(1)
-            self._check(layout, live, table, wanted)
+            with turns():
+                self._check(layout, live, table, wanted)
         except Exception:  # noqa: BLE001  # searches go on as they are
             _log.exception("cannot check the recall of %s", layout.id)
             pause_s = max(pause_s, _RETRY_S)
@@ -111,10 +112,9 @@ class RecallWatch:
             return
         added_count = live.window.added_count
         sample = Sample(live.window.queries(), targets, layout.id.shard_count)
-        pace = Pace()
 
         def goes_on() -> bool:
-            pace.rest()
+            pause()
             return wanted()
 
         truth = true_neighbours(table, sample, goes_on)

@@ -23,12 +23,15 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 from shoal.rpc.errors import ServiceError
 from shoal.shard.codes import sync_folder, write_synced
+from shoal.shard.pace import pause
 from shoal.v1.errors_pb2 import Reason
 
 MANIFEST: Final = "manifest.json"
 # Of a folder that is being written; the rest is random.
 UNFINISHED: Final = ".unfinished-"
 _BLOCK_BYTES: Final = 1 << 20
+# Bytes that are written and hashed at once: some milliseconds.
+_PIECE_BYTES: Final = 4 << 20
 
 
 class SegmentDamagedError(ServiceError):
@@ -67,13 +70,19 @@ class HashedFile:
         """Make it; it must not be there."""
         self._file = path.open("xb")
         self._digest = xxhash.xxh3_64()
-        self._bytes = 0
+        self._bytes = self._since_pause = 0
 
     def write(self, content: Any, /) -> int:
         """Write bytes, or what can be looked at as bytes."""
         view = memoryview(content).cast("B")
-        self._file.write(view)
-        self._digest.update(view)
+        for start in range(0, view.nbytes, _PIECE_BYTES):
+            piece = view[start : start + _PIECE_BYTES]
+            self._file.write(piece)
+            self._digest.update(piece)
+            self._since_pause += piece.nbytes
+            if self._since_pause >= _PIECE_BYTES:
+                self._since_pause = 0
+                pause()
         self._bytes += view.nbytes
         return view.nbytes
 
@@ -209,6 +218,7 @@ def check_files(folder: Path, files: Mapping[str, StoredFile]) -> None:
             with path.open("rb", buffering=0) as file:
                 while count := file.readinto(block):
                     digest.update(block[:count])
+                    pause()
         except OSError as error:
             raise SegmentDamagedError(path, f"cannot be read: {error}") from error
         if digest.hexdigest() != stored.xxh3:

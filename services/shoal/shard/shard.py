@@ -34,7 +34,7 @@ from shoal.shard.segment import Segment
 from shoal.shard.tombstones import Live
 from shoal.table import schema
 from shoal.table.cursor import Cursor
-from shoal.table.table import vectors_of
+from shoal.table.scanning import texts_of, vectors_of
 from shoal.table.trimming import NEVER_US
 
 # Before anything can have expired.
@@ -190,7 +190,7 @@ class Shard:
             if rows is None or rows.num_rows == 0:
                 self.view = replace(view, cursor=cursor)
                 return
-            changed_ids = rows.column(schema.DOCUMENT_ID).unique().to_pylist()
+            changed_ids = texts_of(rows.column(schema.DOCUMENT_ID).unique())
             killed_main: list[Positions] = []
             killed_tail: list[Positions] = []
             removed: set[str] = set()
@@ -213,7 +213,7 @@ class Shard:
         ids = rows.column(schema.DOCUMENT_ID)
         vectors = vectors_of(rows.column(schema.VECTOR), self._dimension)
         fields, counted = field_rows(rows), counted_of(rows)
-        tail.append(vectors, records_of(rows), ids.to_pylist(), fields, counted)
+        tail.append(vectors, records_of(rows), texts_of(ids), fields, counted)
         return len(ids.unique())
 
     def fold(self, place: Callable[[Main], Main] = lambda main: main) -> Main:

@@ -10,6 +10,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -24,6 +25,7 @@ from shoal.shard.held import HeldLayout, HeldShard, LayoutId
 from shoal.shard.kernel import faiss
 from shoal.shard.kind_lists import ListSegment
 from shoal.shard.origin import make_shards, own_segments
+from shoal.shard.pace import turns
 from shoal.shard.shard import Main, Shard
 from shoal.shard.snapshot import SnapshotFolder
 from shoal.table.durability import local_path
@@ -80,9 +82,10 @@ class Upkeep:
         try:
             # Where others are searched already, they go first.
             faiss.omp_set_num_threads(1 if siblings else self._settings.threads)
-            for held, shard in self._shards(layout, table_uri, wanted, siblings):
-                held.shard = shard
-                held.message = "it is catching up with the table"
+            with turns() if siblings else nullcontext():
+                for held, shard in self._shards(layout, table_uri, wanted, siblings):
+                    held.shard = shard
+                    held.message = "it is catching up with the table"
             _log.info("loaded %s in %.1f s", layout.id, self.clock() - started_s)
         except Exception as error:  # noqa: BLE001  # stands in the shard's state
             retry_s = self.clock() + RETRY_S
@@ -151,7 +154,8 @@ class Upkeep:
             if shard is None:
                 return
             tail_count = shard.view.tail_live.count
-            main = shard.fold(self._placed)
+            with turns():
+                main = shard.fold(self._placed)
             _log.info(
                 "folded %d passages of %s, shard %d, into %d in %.2f s",
                 tail_count,
@@ -182,7 +186,8 @@ class Upkeep:
         try:
             folder, shard = self.snapshots(layout), held.shard
             if folder is not None and shard is not None:
-                held.saved = self._stored(folder, layout, held.number, shard)
+                with turns():
+                    held.saved = self._stored(folder, layout, held.number, shard)
                 held.note = ""
         except Exception as error:  # noqa: BLE001  # it only saves time
             held.note = (
