@@ -21,8 +21,11 @@ from shoal.cluster.index_costs import (
     calibration,
     costs_of,
     error_of,
+    lists_of,
     planned,
 )
+from shoal.shard.codebook import SAMPLE_BYTES
+from shoal.shard.codes import list_count_for
 from shoal.shard.footprint import exact, footprint
 from typer.testing import CliRunner
 
@@ -112,7 +115,14 @@ def test_what_ships_was_measured_and_can_be_relied_on_as_far_as_it_says() -> Non
             assert each.bytes == pytest.approx(bytes_each, rel=0.02)
             assert each.recall >= 0.94
         for measure in ("build", "lone", "batch")[kind == "exact" :]:
-            assert error_of(points, measure) <= 4  # type: ignore[arg-type]
+            assert error_of(points, measure) <= 2  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dimension", [16, 384, 1536])
+def test_lists_are_reckoned_as_a_build_makes_them(dimension: int) -> None:
+    for vectors in (100, 5_000, 20_000, 60_000, 150_000, 10**6, 10**7, 10**9):
+        sample = min(vectors, SAMPLE_BYTES // (4 * dimension))
+        assert lists_of(vectors, dimension) == list_count_for(vectors, sample)
 
 
 def test_the_plan_as_it_is_printed(known: Calibration, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,11 @@ _FILE: Final = "index_costs.json"
 # Of a row in the table beside its vector: text and title, ids, spans, hashes, compressed.
 _TEXT_BYTES: Final = 800
 _FLOAT_BYTES: Final = 4
+# Of a build: see `shoal.shard.codes` and `shoal.shard.codebook`.
+_MIN_LISTS: Final = 16
 _MAX_LISTS: Final = 65_536
+_POINTS_PER_LIST: Final = 39
+_SAMPLE_BYTES: Final = 1 << 30
 # Lists that a search looks into, about.
 _PROBES: Final = 8
 # Recall target that the measured builds chose their search parameters for.
@@ -131,12 +135,20 @@ def _work(kind: PlannedKind, measure: Measure, vectors: float, dimension: int) -
     if kind == "hnsw":
         walked = math.log2(max(2.0, vectors)) * dimension
         return walked if measure != "build" else vectors * walked
-    # As `shoal.shard.codes.list_count_for`: four times the root, as far as lists may go.
-    lists = min(4 * math.sqrt(vectors), _MAX_LISTS)
+    lists = lists_of(vectors, dimension)
     if measure == "build":
         # Each passage is compared with each list once, and each sample of a list ten times.
         return (vectors + 10 * 64 * lists) * lists * dimension
     return (lists + _PROBES * vectors / lists) * dimension
+
+
+def lists_of(vectors: float, dimension: int) -> int:
+    """Lists that a build makes, as `shoal.shard.codes.list_count_for` says without FAISS."""
+    lists: int = 2 ** round(math.log2(max(1.0, 4 * math.sqrt(vectors))))
+    sample = min(vectors, _SAMPLE_BYTES // (_FLOAT_BYTES * dimension))
+    while lists > _MIN_LISTS and lists * _POINTS_PER_LIST > sample:
+        lists //= 2
+    return max(_MIN_LISTS, min(lists, _MAX_LISTS))
 
 
 def error_of(points: Sequence[Point], measure: Measure) -> float:
