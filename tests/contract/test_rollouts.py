@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from shoal.bundle.errors import BundleInvalidError
 from shoal.cli.main import app
 from shoal.client import (
     AsyncClient,
@@ -16,12 +17,17 @@ from shoal.client import (
     NotFoundError,
 )
 from shoal.table import PassageTable
+from shoal.table.schema import ModelVectors
+from shoal.table.vector_blocks import held_rows
 from shoal.v1.indexes_pb2 import IndexVersionState
 from shoal.v1.search_pb2 import SearchKind
+from shoal.writer.encoding_job import EncodingJob
+from shoal.writer.reencoding import encode_rows, plan_encoding
 from typer.testing import CliRunner
 
 from loadtest.other_bundles import same_model, scrambled
 from tests.harness.controlled import controlled, ended, until
+from tests.unit.test_table_models import Log
 
 XQUAD = Path(__file__).parents[2] / "deploy" / "corpora" / "xquad-en"
 READY = IndexVersionState.INDEX_VERSION_STATE_READY
@@ -144,6 +150,26 @@ async def test_a_bundle_that_cannot_be_used_is_refused_before_anything_begins(tm
         assert not (await client.index_versions("docs")).versions
 
 
+def test_a_bundle_that_was_replaced_since_the_build_began_encodes_nothing(tmp_path, bundle):
+    log = Log(tmp_path)
+    log.write("a")
+    log.table.add_model(ModelVectors("before@abc", 384))
+    job = EncodingJob(
+        table_uri=log.table.uri,
+        model="before@abc",
+        bundle=str(bundle),
+        vectors_folder=str(tmp_path / "vectors"),
+        progress_folder=str(tmp_path / "progress"),
+        tokenizer="",
+        title_tokens=32,
+        title_chars=100,
+    )
+    (rows,) = plan_encoding(job)
+    with pytest.raises(BundleInvalidError, match=r"is another@\w+, and the build is of before@abc"):
+        encode_rows(job, rows)
+    assert len(held_rows(tmp_path / "vectors")) == 0
+
+
 async def test_live_queries_are_compared_in_the_background(tmp_path, bundle):
     async with controlled(tmp_path / "home") as (_, client):
         await client.create_index("docs")
@@ -187,6 +213,11 @@ async def test_a_canary_serves_some_callers_and_always_the_same(tmp_path, bundle
             assert set(await served(0.0)) == {0}
             some = await served(0.4)
             assert set(some) == {0, version.number}
+            seen = (await client.describe_rollout("docs")).canary
+            chosen = some.count(version.number)
+            assert (seen.answered, seen.failed) == (chosen, 0)
+            assert (seen.serving_answered, seen.serving_failed) == (20 - chosen, 0)
+            assert (len(seen.candidate_ms), len(seen.serving_ms)) == (chosen, 20 - chosen)
             assert await served(0.4) == some
             more = await served(0.8)
             assert all(later >= before for later, before in zip(more, some, strict=True))

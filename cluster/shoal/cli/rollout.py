@@ -147,7 +147,9 @@ def _plan(
     except (BundleError, ConfigError) as error:
         raise CliError(str(error)) from error
     if min_queries is not None:
-        thresholds = thresholds.model_copy(update={"min_queries": min_queries})
+        canary = min(min_queries, thresholds.min_canary_queries)
+        update = {"min_queries": min_queries, "min_canary_queries": canary}
+        thresholds = thresholds.model_copy(update=update)
     asked, judgments = {}, {}
     if queries is not None and qrels is not None:
         judgments = read_qrels(qrels)

@@ -112,7 +112,10 @@ class BrokerService:
             self._sampler,
         )
         peers = Peers(
-            self._targets[Role.ROLE_BROKER], self.follower.instance_id, self._search.shadow.report
+            self._targets[Role.ROLE_BROKER],
+            self.follower.instance_id,
+            self._search.shadow.report,
+            self._search.canary.report,
         )
         cached = self._settings.redis_url is not None
         cache_ttl_s = self._settings.cache_ttl_s if cached else None
@@ -176,4 +179,5 @@ class BrokerService:
             targets.follow(routes.of_role(role))
         self._rerankers.exists = routes.reranks
         self._search.shadow.keep(routes.indexes.values())
+        self._search.canary.keep(routes.indexes.values())
         self._board.post(routes)

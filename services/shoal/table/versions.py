@@ -158,7 +158,8 @@ def finish(entry: IndexEntry, ended: VersionRecord) -> IndexEntry:
     """Enter how a build ended; a version that its build was to promote is in force with it.
 
     But not if another one has come into force since the build began: whoever promoted that, or
-    rolled back to it, has decided later, perhaps for another model. Raises VersionNotFoundError; VersionConflictError if it has ended otherwise.
+    rolled back to it, has decided later, perhaps for another model. Raises VersionNotFoundError;
+    VersionConflictError if it has ended otherwise.
     """
     before = find(entry, ended.number)
     ended = replace(
