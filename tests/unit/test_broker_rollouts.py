@@ -11,13 +11,14 @@ from shoal.broker.answer import Trace
 from shoal.broker.callers import is_chosen
 from shoal.broker.canary import Canary
 from shoal.broker.comparison import kendall_tau, overlap, rank_biased_overlap
+from shoal.broker.rollouts_server import add_report
 from shoal.broker.routes import routes_of
 from shoal.broker.shadow import MAX_RUNNING, Shadow
 from shoal.internal.v1.topology_pb2 import IndexPlacement, Layout, ShardPlacement, Topology
 from shoal.rpc.errors import InvalidFieldError, ServiceError
 from shoal.v1.cluster_pb2 import Instance, Role
 from shoal.v1.errors_pb2 import Reason
-from shoal.v1.indexes_pb2 import Rollout
+from shoal.v1.indexes_pb2 import CanaryReport, Rollout
 from shoal.v1.search_pb2 import CacheState, Coverage, Hit, SearchRequest, SearchResponse
 
 LETTERS = "abcdefghij"
@@ -236,6 +237,13 @@ def test_a_canarys_failures_and_times_are_counted_beside_the_others(route):
     assert (report.answered, report.failed) == (3, 3)
     assert (report.serving_answered, report.serving_failed) == (2, 0)
     assert (len(report.candidate_ms), len(report.serving_ms)) == (2, 1)
+
+
+def test_what_all_brokers_have_seen_is_added_up():
+    ours = CanaryReport(answered=3, failed=1, candidate_ms=[1.0])
+    add_report(ours, CanaryReport(answered=2, serving_answered=5, candidate_ms=[2.0, 3.0]))
+    assert (ours.answered, ours.failed, ours.serving_answered) == (5, 1, 5)
+    assert list(ours.candidate_ms) == [1.0, 2.0, 3.0]
 
 
 def test_a_candidate_that_has_gone_has_failed_its_callers(route):

@@ -238,3 +238,5 @@ def _status(client: Client, index: str, *, stop: bool, as_json: bool) -> None:
         f"{rollout_.canary_share:.0%} of the callers are answered by it."
     )
     say(f"{shadow.compared:,} compared, {shadow.dropped:,} dropped, {shadow.failed:,} failed.")
+    if rollout_.canary_share:
+        say(f"{seen.canary.answered:,} answered by it, {seen.canary.failed:,} failed.")

@@ -103,8 +103,8 @@ class RolloutHandlers:
         shadow, canary = self._peers.report(route), self._peers.canary(route)
         if not request.local:
             for each in await self._peers.reports(request.name, Deadline.of(context)):
-                _add(shadow, each.shadow)
-                _add(canary, each.canary)
+                add_report(shadow, each.shadow)
+                add_report(canary, each.canary)
         return DescribeRolloutResponse(
             rollout=route.rollout,
             serving_version=route.index_version,
@@ -117,14 +117,14 @@ class RolloutHandlers:
 _Report = TypeVar("_Report", ShadowReport, CanaryReport)
 
 
-def _add(report: _Report, other: _Report) -> None:
+def add_report(report: _Report, other: _Report) -> None:
     """Add what another broker has seen: lists go on, and counts are summed."""
-    for described in report.DESCRIPTOR.fields:
-        ours, theirs = getattr(report, described.name), getattr(other, described.name)
-        if described.label == described.LABEL_REPEATED:
-            ours.extend(theirs)
-        else:
+    for described, theirs in other.ListFields():
+        ours = getattr(report, described.name)
+        if isinstance(theirs, int):
             setattr(report, described.name, ours + theirs)
+        else:
+            ours.extend(theirs)
 
 
 def is_loaded(route: IndexRoute, probe: Probe) -> bool:

@@ -169,7 +169,7 @@ class EncoderPool:
         return Encoded(np.concatenate([part.vectors for part in parts]), models.pop())
 
     async def _encode_batch(self, texts: Sequence[str], deadline: Deadline, model: str) -> Encoded:
-        last = "there is none in the topology" if self.empty else "all are busy"
+        last = self._why_none(model)
         begun_at_s = time.monotonic()
         while True:
             self._require_placed(model)
@@ -215,6 +215,14 @@ class EncoderPool:
             return encoders
         suited = [each for each in encoders if each.model == wanted]
         return suited or [each for each in encoders if not each.model]
+
+    def _why_none(self, model: str) -> str:
+        if self.empty:
+            return "there is none in the topology"
+        wanted = model or self._default_model
+        if self._suited(model):
+            return "all are busy"
+        return f"none that is there serves {wanted or 'what new indexes are encoded with'}"
 
     def _require_placed(self, model: str) -> None:
         """Raise MODEL_MISMATCH if every encoder is known to serve another model."""
