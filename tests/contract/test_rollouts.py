@@ -274,7 +274,7 @@ async def test_the_gate_stops_a_worse_model_and_lets_a_good_one_pass(tmp_path, b
             arguments = ["rollout", "docs", *named, "--min-queries", "5", *options]
             # In int8 the same model, encoded in other batches, ranks a little otherwise; and how
             # busy the machine is decides nothing here.
-            gate = "max_ndcg_loss: 0.03\nmax_latency_ratio: 1000\n"
+            gate = "max_ndcg_loss: 0.03\nmax_latency_ratio: 1000\nmin_canary_queries: 1\n"
             (tmp_path / "gate.yaml").write_text(gate)
             arguments += ["--gate", str(tmp_path / "gate.yaml")]
             common = ["--shadow-share", "1", "--json", "--yes", "--endpoint", endpoint]
@@ -306,11 +306,13 @@ async def test_the_gate_stops_a_worse_model_and_lets_a_good_one_pass(tmp_path, b
             assert json.loads(dry.stdout)["passed"]
             assert {version for _, version, _ in answers} == {0}
 
-            passed = await roll_out(bundle)
+            passed = await roll_out(bundle, "--canary", "1", "--canary-time", "4")
             assert passed.exit_code == 0, passed.stderr
             report = json.loads(passed.stdout)
             assert (report["promoted"], report["candidate_version"]) == (True, 2)
             assert report["report"]["overlap"] > 0.9
+            assert report["report"]["canary"]["answered"] > 0
+            assert report["report"]["canary"]["failed"] == 0
             again = await roll_out(bundle)
             assert again.exit_code == 0, again.stderr
             assert "candidate_version" not in json.loads(again.stdout)

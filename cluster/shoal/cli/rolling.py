@@ -97,6 +97,7 @@ class Rolling:
         """Nothing is done before the methods are called, in their order."""
         self._client, self._plan = client, plan
         self._candidate: int | None = None
+        self._judged: tuple[Judged, ...] = ()
 
     def serves_already(self) -> bool:
         """True if the model answers searches now."""
@@ -189,7 +190,10 @@ class Rolling:
     def report(self, version: IndexVersion, serving: int) -> RolloutReport:
         """What is known of the candidate by now."""
         seen = self._describe()
-        shadow = seen.shadow
+        shadow, canary = seen.shadow, canary_of(seen)
+        if canary is None or not has_failed(canary, self._plan.thresholds):
+            # Else its callers wait for the end: what was judged before it must do.
+            self._judged = tuple(self._judge(serving, version.number))
         return RolloutReport(
             compared=shadow.compared,
             failed=shadow.failed,
@@ -200,8 +204,8 @@ class Rolling:
             latency_ratio=paired_latency_ratio(shadow.serving_ms, shadow.candidate_ms),
             recall=version.recall,
             recall_target=version.recall_target,
-            canary=canary_of(seen),
-            judged=tuple(self._judge(serving, version.number)),
+            canary=canary,
+            judged=self._judged,
         )
 
     def promote(self, candidate: int, serving: int) -> None:
