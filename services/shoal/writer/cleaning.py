@@ -251,7 +251,8 @@ class Cleaner:
         how many rows got theirs, and how many passages have none yet. Raises StorageFullError,
         TableNotFoundError.
         """
-        adoption, more = None, True
+        adoption: Adoption | None = None
+        more = True
         while more:
             async with self._cleaning:
                 self._require_open()
