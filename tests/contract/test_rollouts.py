@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from shoal.bundle.errors import BundleInvalidError
 from shoal.cli.main import app
 from shoal.client import (
     AsyncClient,
@@ -16,12 +17,17 @@ from shoal.client import (
     NotFoundError,
 )
 from shoal.table import PassageTable
+from shoal.table.schema import ModelVectors
+from shoal.table.vector_blocks import held_rows
 from shoal.v1.indexes_pb2 import IndexVersionState
 from shoal.v1.search_pb2 import SearchKind
+from shoal.writer.encoding_job import EncodingJob
+from shoal.writer.reencoding import encode_rows, plan_encoding
 from typer.testing import CliRunner
 
 from loadtest.other_bundles import same_model, scrambled
 from tests.harness.controlled import controlled, ended, until
+from tests.unit.test_table_models import Log
 
 XQUAD = Path(__file__).parents[2] / "deploy" / "corpora" / "xquad-en"
 READY = IndexVersionState.INDEX_VERSION_STATE_READY
@@ -144,6 +150,26 @@ async def test_a_bundle_that_cannot_be_used_is_refused_before_anything_begins(tm
         assert not (await client.index_versions("docs")).versions
 
 
+def test_a_bundle_that_was_replaced_since_the_build_began_encodes_nothing(tmp_path, bundle):
+    log = Log(tmp_path)
+    log.write("a")
+    log.table.add_model(ModelVectors("before@abc", 384))
+    job = EncodingJob(
+        table_uri=log.table.uri,
+        model="before@abc",
+        bundle=str(bundle),
+        vectors_folder=str(tmp_path / "vectors"),
+        progress_folder=str(tmp_path / "progress"),
+        tokenizer="",
+        title_tokens=32,
+        title_chars=100,
+    )
+    (rows,) = plan_encoding(job)
+    with pytest.raises(BundleInvalidError, match=r"is another@\w+, and the build is of before@abc"):
+        encode_rows(job, rows)
+    assert len(held_rows(tmp_path / "vectors")) == 0
+
+
 async def test_live_queries_are_compared_in_the_background(tmp_path, bundle):
     async with controlled(tmp_path / "home") as (_, client):
         await client.create_index("docs")
@@ -187,6 +213,11 @@ async def test_a_canary_serves_some_callers_and_always_the_same(tmp_path, bundle
             assert set(await served(0.0)) == {0}
             some = await served(0.4)
             assert set(some) == {0, version.number}
+            seen = (await client.describe_rollout("docs")).canary
+            chosen = some.count(version.number)
+            assert (seen.answered, seen.failed) == (chosen, 0)
+            assert (seen.serving_answered, seen.serving_failed) == (20 - chosen, 0)
+            assert (len(seen.candidate_ms), len(seen.serving_ms)) == (chosen, 20 - chosen)
             assert await served(0.4) == some
             more = await served(0.8)
             assert all(later >= before for later, before in zip(more, some, strict=True))
@@ -243,7 +274,7 @@ async def test_the_gate_stops_a_worse_model_and_lets_a_good_one_pass(tmp_path, b
             arguments = ["rollout", "docs", *named, "--min-queries", "5", *options]
             # In int8 the same model, encoded in other batches, ranks a little otherwise; and how
             # busy the machine is decides nothing here.
-            gate = "max_ndcg_loss: 0.03\nmax_latency_ratio: 1000\n"
+            gate = "max_ndcg_loss: 0.03\nmax_latency_ratio: 1000\nmin_canary_queries: 1\n"
             (tmp_path / "gate.yaml").write_text(gate)
             arguments += ["--gate", str(tmp_path / "gate.yaml")]
             common = ["--shadow-share", "1", "--json", "--yes", "--endpoint", endpoint]
@@ -275,11 +306,13 @@ async def test_the_gate_stops_a_worse_model_and_lets_a_good_one_pass(tmp_path, b
             assert json.loads(dry.stdout)["passed"]
             assert {version for _, version, _ in answers} == {0}
 
-            passed = await roll_out(bundle)
+            passed = await roll_out(bundle, "--canary", "1", "--canary-time", "4")
             assert passed.exit_code == 0, passed.stderr
             report = json.loads(passed.stdout)
             assert (report["promoted"], report["candidate_version"]) == (True, 2)
             assert report["report"]["overlap"] > 0.9
+            assert report["report"]["canary"]["answered"] > 0
+            assert report["report"]["canary"]["failed"] == 0
             again = await roll_out(bundle)
             assert again.exit_code == 0, again.stderr
             assert "candidate_version" not in json.loads(again.stdout)

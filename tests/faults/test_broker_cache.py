@@ -9,6 +9,7 @@ Redis back                  it is used again
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import time
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from shoal.cluster.redis_server import RedisServer
-from shoal.v1.indexes_pb2 import DescribeIndexRequest
+from shoal.v1.indexes_pb2 import DescribeIndexRequest, DescribeRolloutRequest, ShadowReport
 from shoal.v1.search_pb2 import CacheState, SearchResponse
 
 from tests.harness.broker import Rig, ids_of, rigged
@@ -84,6 +85,34 @@ async def test_a_vector_is_not_computed_twice(rig: Rig) -> None:
     response = await rig.search("reef gull", explain=True, top_k=3)
     assert response.explanation.cache == VECTOR_HIT
     assert len(rig.encoder.calls) == calls
+
+
+async def test_a_question_whose_vector_was_known_is_no_measure_for_a_candidate(rig: Rig) -> None:
+    """The candidate encodes it in every comparison, and would seem slower than it is."""
+    (index,) = rig.cluster.indexes
+    index.candidate.CopyFrom(index.serving)
+    index.candidate.index_version = index.serving.index_version + 1
+    index.rollout.shadow_share = 1.0
+    await rig.cluster.publish()
+
+    async def compared(count: int) -> ShadowReport:
+        request = DescribeRolloutRequest(name="books")
+        async with asyncio.timeout(20):
+            while True:
+                seen = await rig.caller.call(rig.caller.indexes.DescribeRollout, request)
+                assert seen.shadow.failed == 0
+                if seen.shadow.compared == count:
+                    return seen.shadow
+                await asyncio.sleep(0.02)
+
+    assert (await rig.search("reef gull", explain=True)).explanation.cache == MISS
+    await compared(1)
+    await search_until(rig, HIT, "reef gull")
+    response = await rig.search("reef gull", explain=True, top_k=3)
+    assert response.explanation.cache == VECTOR_HIT
+    shadow = await compared(2)
+    assert [math.isnan(each) for each in shadow.serving_ms] == [False, True]
+    assert not any(map(math.isnan, shadow.candidate_ms))
 
 
 async def test_who_bypasses_the_cache_neither_reads_nor_writes_it(rig: Rig) -> None:

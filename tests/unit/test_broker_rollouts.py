@@ -7,15 +7,19 @@ import math
 import random
 
 import pytest
+from shoal.broker.answer import Trace
 from shoal.broker.callers import is_chosen
+from shoal.broker.canary import Canary
 from shoal.broker.comparison import kendall_tau, overlap, rank_biased_overlap
+from shoal.broker.rollouts_server import add_report
 from shoal.broker.routes import routes_of
 from shoal.broker.shadow import MAX_RUNNING, Shadow
 from shoal.internal.v1.topology_pb2 import IndexPlacement, Layout, ShardPlacement, Topology
-from shoal.rpc.errors import ServiceError
+from shoal.rpc.errors import InvalidFieldError, ServiceError
 from shoal.v1.cluster_pb2 import Instance, Role
-from shoal.v1.indexes_pb2 import Rollout
-from shoal.v1.search_pb2 import Coverage, Hit, SearchRequest, SearchResponse
+from shoal.v1.errors_pb2 import Reason
+from shoal.v1.indexes_pb2 import CanaryReport, Rollout
+from shoal.v1.search_pb2 import CacheState, Coverage, Hit, SearchRequest, SearchResponse
 
 LETTERS = "abcdefghij"
 
@@ -194,3 +198,88 @@ async def test_only_sampled_questions_are_compared_and_only_in_this_rollout(rout
     assert shadow.report(promoted).compared == 0
     shadow.keep([promoted])
     assert shadow.report(route).compared == 0
+
+
+QUESTION = SearchRequest(index="docs", text="question")
+
+
+def with_canary(route, share=0.5):
+    rollout = Rollout(candidate_version=2, canary_share=share)
+    return dataclasses.replace(route, rollout=rollout)
+
+
+def ask(canary, serving, route, response=None, cache=CacheState.CACHE_STATE_MISS, request=QUESTION):
+    with canary.watching(request, serving, route) as watched:
+        watched.answered(answer("a") if response is None else response, Trace(cache=cache))
+
+
+def fail(canary, serving, route, error):
+    with (
+        pytest.raises(type(error)),
+        canary.watching(QUESTION, serving, route),
+    ):
+        raise error
+
+
+def test_a_canarys_failures_and_times_are_counted_beside_the_others(route):
+    serving, canary = with_canary(route), Canary()
+    ask(canary, serving, serving)
+    ask(canary, serving, serving, cache=CacheState.CACHE_STATE_VECTOR_HIT)
+    ask(canary, serving, serving, cache=CacheState.CACHE_STATE_HIT)  # Says nothing of a version.
+    ask(canary, serving, serving.candidate)
+    ask(canary, serving, serving.candidate, cache=CacheState.CACHE_STATE_BYPASS)
+    ask(canary, serving, serving.candidate, cache=CacheState.CACHE_STATE_SHARED)
+    ask(canary, serving, serving.candidate, answer("a", complete=False))
+    fail(canary, serving, serving.candidate, TimeoutError())
+    fail(canary, serving, serving.candidate, ServiceError(Reason.REASON_MODEL_MISMATCH, "other"))
+    fail(canary, serving, serving.candidate, InvalidFieldError("top_k", "is the caller's"))
+    report = canary.report(serving)
+    assert (report.answered, report.failed) == (3, 3)
+    assert (report.serving_answered, report.serving_failed) == (2, 0)
+    assert (len(report.candidate_ms), len(report.serving_ms)) == (2, 1)
+
+
+def test_what_all_brokers_have_seen_is_added_up():
+    ours = CanaryReport(answered=3, failed=1, candidate_ms=[1.0])
+    add_report(ours, CanaryReport(answered=2, serving_answered=5, candidate_ms=[2.0, 3.0]))
+    assert (ours.answered, ours.failed, ours.serving_answered) == (5, 1, 5)
+    assert list(ours.candidate_ms) == [1.0, 2.0, 3.0]
+
+
+def test_a_candidate_that_has_gone_has_failed_its_callers(route):
+    serving, canary = with_canary(route), Canary()
+    canary.missed(serving)  # It is being loaded.
+    assert canary.report(serving).failed == 0
+    ask(canary, serving, serving.candidate)
+    canary.missed(serving)
+    assert (canary.report(serving).answered, canary.report(serving).failed) == (1, 1)
+
+
+def test_only_what_a_canary_decides_is_counted_and_for_as_long_as_there_is_one(route):
+    serving, canary = with_canary(route), Canary()
+    ask(canary, with_canary(route, 0.0), route)
+    ask(canary, serving, serving, request=SearchRequest(index="docs"))
+    ask(canary, serving, serving.candidate, request=SearchRequest(text="x", index_version=2))
+    assert canary.report(serving).ByteSize() == 0
+    ask(canary, serving, serving)
+    canary.keep([serving])
+    assert canary.report(serving).serving_answered == 1
+    canary.keep([with_canary(route, 0.0)])
+    assert canary.report(serving).ByteSize() == 0
+
+
+async def test_the_candidate_does_all_that_the_caller_asked_of_what_serves(route):
+    """Without texts, or with the vector from the cache, it would not be the same work."""
+    seen = []
+
+    async def run(request, to, deadline):
+        seen.append(request)
+        return answer("a")
+
+    shadow = Shadow(run, draw=lambda: 0.0)
+    shadow.consider(QUESTION, route, answer("a"), math.nan)
+    await settle(shadow)
+    assert (seen[0].bypass_cache, seen[0].omit_text) == (True, False)
+    report = shadow.report(route)
+    assert math.isnan(report.serving_ms[0])
+    assert report.candidate_ms[0] >= 0

@@ -4,16 +4,21 @@ import dataclasses
 import math
 
 import pytest
+from shoal.cli.rolling import canary_of, has_failed
 from shoal.cluster.config import ConfigError
 from shoal.cluster.gate import (
+    CanarySeen,
     GateThresholds,
     Judged,
     RolloutReport,
     decide,
+    decide_canary,
     latency_ratio_of,
     mean_of,
+    paired_latency_ratio,
     read_thresholds,
 )
+from shoal.v1.indexes_pb2 import CanaryReport, DescribeRolloutResponse, Rollout
 
 GOOD = RolloutReport(
     compared=100,
@@ -61,6 +66,53 @@ def test_each_threshold_stops_by_itself_and_says_by_how_much(changes, said):
     assert not verdict.passed
     assert len(verdict.reasons) == 1
     assert said in verdict.reasons[0]
+
+
+CANARY = CanarySeen(answered=99, failed=1, serving_failed_share=0.0, latency_ratio=1.2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"answered": 19, "failed": 0}, "queries of the canary is 19, below 20"),
+        ({"failed": 2}, "failed share of the canary is 0.0198, above 0.01"),
+        ({"latency_ratio": 1.6}, "latency ratio of the canary is 1.6, above 1.5"),
+    ],
+)
+def test_a_canary_that_fails_or_is_slow_stops_a_good_candidate(changes, said):
+    assert decide(dataclasses.replace(GOOD, canary=CANARY), DEFAULTS).passed
+    seen = dataclasses.replace(CANARY, **changes)
+    assert decide(dataclasses.replace(GOOD, canary=seen), DEFAULTS).reasons == [said]
+
+
+def test_a_canary_may_fail_as_often_as_what_serves():
+    busy = CanarySeen(answered=90, failed=10, serving_failed_share=0.095)
+    assert decide_canary(busy, DEFAULTS).passed
+    assert not decide_canary(dataclasses.replace(busy, serving_failed_share=0.05), DEFAULTS).passed
+
+
+def test_a_canary_is_stopped_as_soon_as_enough_queries_say_so():
+    def seen(answered, failed, times=0):
+        canary = CanaryReport(
+            answered=answered,
+            failed=failed,
+            serving_answered=100,
+            candidate_ms=[30.0] * times,
+            serving_ms=[10.0] * times,
+        )
+        return canary_of(DescribeRolloutResponse(rollout=Rollout(canary_share=0.1), canary=canary))
+
+    assert canary_of(DescribeRolloutResponse(canary=CanaryReport(answered=3))) is None
+    assert not has_failed(seen(10, 9), DEFAULTS)
+    assert has_failed(seen(10, 10), DEFAULTS)
+    assert not has_failed(seen(20, 0), DEFAULTS)
+    assert not has_failed(seen(20, 0, times=19), DEFAULTS)
+    assert has_failed(seen(20, 0, times=20), DEFAULTS)
+
+
+def test_only_queries_that_both_were_timed_with_are_compared():
+    assert paired_latency_ratio([10.0, math.nan, 10.0], [20.0, 900.0, 20.0]) == 2.0
+    assert paired_latency_ratio([math.nan], [20.0]) is None
 
 
 def test_bounds_themselves_pass():

@@ -12,6 +12,7 @@ from shoal.table import (
     TableDamagedError,
     Tombstone,
     build_batch,
+    removal,
     schema,
     versions,
 )
@@ -20,6 +21,7 @@ from shoal.table.scanning import vectors_of
 from shoal.table.schema import ModelVectors
 from shoal.table.vector_blocks import blocks_in, drop_outdated_blocks, held_rows, write_block
 from shoal.table.versions import RolloutRecord, VersionRecord
+from shoal.writer import adoption
 
 NEW = ModelVectors("new@abc", 6)
 
@@ -174,6 +176,67 @@ def test_what_a_killed_step_left_behind_is_removed_by_the_next_purge(log, tmp_pa
     os.utime(left, (0, 0))
     drop_outdated_blocks(tmp_path / "vectors", log.table)
     assert (left.exists(), writing.exists(), block.path.exists()) == (False, True, True)
+
+
+def test_what_is_kept_of_a_block_is_not_encoded_again(log, tmp_path):
+    folder = tmp_path / "vectors" / "abc"
+    both = log.rows_of("a", "b")
+    write_block(folder, both, made(both), log.table)
+    log.table.remove(np.array([0]))
+    drop_outdated_blocks(tmp_path / "vectors", log.table)
+    (block,) = blocks_in(folder)
+    assert block.row_ids.tolist() == log.rows_of("b").tolist()
+    assert block.vectors.tolist() == made(block.row_ids).tolist()
+
+
+def test_files_are_written_again_though_a_model_comes_meanwhile(log, monkeypatch):
+    """A purge meets a build that begins: both are done, and nobody has to ask again."""
+    log.write("d")
+    log.table.remove(np.array([0]))
+    rewrite = removal.rewrite
+
+    def beside_a_build(*arguments):
+        monkeypatch.setattr(removal, "rewrite", rewrite)
+        log.table.add_model(NEW)
+        return rewrite(*arguments)
+
+    monkeypatch.setattr(removal, "rewrite", beside_a_build)
+    assert log.table.rewrite(0.0) == 1
+    assert log.table.models == (NEW,)
+    assert removal.due_fragments(log.table._dataset, 0.0) == []
+
+
+def test_a_file_is_filled_once_though_blocks_lie_across_files(tmp_path, monkeypatch):
+    log = Log(tmp_path)
+    for name in ("a", "b", "c", "d"):
+        log.write(name, f"{name}2")  # Four rows of a file each.
+    log.table.add_model(NEW)
+    folder = tmp_path / "vectors" / "abc"
+    ids = log.table.missing(NEW.model)
+    for first, end in ((0, 2), (2, 6), (6, 10), (10, 14), (14, 16)):
+        write_block(folder, ids[first:end], made(ids[first:end]), log.table)
+    monkeypatch.setattr(adoption, "TURN_BYTES", 4 * (4 * NEW.dimension))
+    before, taking = log.table.version, adoption.Adoption(log.table, NEW.model, folder)
+    turns = 1
+    while taking.turn():
+        turns += 1
+    assert (turns, log.table.version - before) == (4, 4)
+    assert (taking.adopted, taking.missing()) == (16, 0)
+    assert {row: [float(row)] * NEW.dimension for row in ids.tolist()} == read(log)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_file_with_more_than_a_turn_holds_is_filled_in_shares(log, tmp_path, monkeypatch):
+    log.table.add_model(NEW)
+    ids, folder = log.table.missing(NEW.model), tmp_path / "vectors" / "abc"
+    write_block(folder, ids, made(ids), log.table)
+    monkeypatch.setattr(adoption, "TURN_BYTES", 4 * NEW.dimension)
+    taking = adoption.Adoption(log.table, NEW.model, folder)
+    log.table.remove(np.array([0]))  # Of what has been left, meanwhile.
+    while taking.turn():
+        pass
+    assert (taking.adopted, taking.missing()) == (2, 0)
+    assert list(folder.iterdir()) == []
 
 
 def test_a_damaged_block_is_encoded_again(log, tmp_path):

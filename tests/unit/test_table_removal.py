@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from shoal.table import PassageTable
+from shoal.table import PassageTable, removal
 from shoal.table.errors import CommitConflictError, storage_errors
+from shoal.table.schema import ModelVectors
 
 from tests.unit.test_table_log import DIMENSION, append, document
 
@@ -65,16 +66,32 @@ def test_neighbours_that_are_written_again_become_one_file(table):
     assert table.rewrite(0.0) == 0
 
 
-def test_who_meets_another_writer_is_told_to_try_again(table):
+def test_who_meets_another_change_does_it_again_on_what_is_there(table):
     append(table, [document(f"a{at}") for at in range(10)], 0)
     other = PassageTable.open(table.uri)
     other.remove(np.arange(5))
     other.rewrite(0.0)
-    with pytest.raises(CommitConflictError, match="try again"):
-        table.remove(np.array([7]))
-    table.refresh()
     assert table.remove(np.array([7])) == 1
     assert ids_of(table) == ["a5", "a6", "a8", "a9"]
+
+
+def test_who_meets_too_many_is_told_to_try_again(table, monkeypatch):
+    append(table, [document(f"a{at}") for at in range(10)], 0)
+    table.remove(np.arange(5))
+    rewrite, met = removal.rewrite, []
+
+    def meddled(*arguments):
+        met.append(f"m@{len(met)}")
+        table.add_model(ModelVectors(met[-1], 4))
+        return rewrite(*arguments)
+
+    monkeypatch.setattr(removal, "rewrite", meddled)
+    with pytest.raises(CommitConflictError, match="try again"):
+        table.rewrite(0.0)
+    assert len(met) == 5
+    monkeypatch.undo()
+    assert table.rewrite(0.0) == 1
+    assert ids_of(table) == ["a5", "a6", "a7", "a8", "a9"]
 
 
 def test_a_conflict_is_no_damage():

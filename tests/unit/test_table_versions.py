@@ -68,6 +68,28 @@ def test_a_build_that_was_to_promote_its_version_does():
     assert built(entry).index_version == 1
 
 
+def test_a_build_promotes_nothing_over_what_came_into_force_meanwhile():
+    """It may be of another model: a build of the old one would undo a rollout."""
+    model = {"encoder_model": "new@2", "encoder_bundle": "/bundles/new", "dimension": 4}
+    entry = finish(begin(EMPTY, now_ns=5, promote=False, **model), ready(1))
+    entry = promote(begin(entry, now_ns=6, promote=True), 1)
+    entry = finish(entry, ready(2))
+    assert (entry.index_version, entry.previous_version) == (1, 0)
+    late = find(entry, 2)
+    assert (late.state, late.encoder_model, late.promote) == ("ready", "m@1", True)
+    assert "version 1 came into force during its build, in the place of 0" in late.message
+    assert finish(entry, ready(2)) == entry
+    by_hand = promote(entry, 2)
+    assert (by_hand.index_version, find(by_hand, 2).message) == (2, "")
+
+
+def test_a_build_promotes_over_what_was_in_force_as_it_began():
+    entry = begin(built(EMPTY, promotes=True), now_ns=5, promote=True)
+    there_and_back = promote(promote(entry, 0), 1)
+    assert finish(there_and_back, ready(2)).index_version == 2
+    assert finish(promote(entry, 0), ready(2)).index_version == 0
+
+
 def test_only_what_is_ready_is_promoted():
     entry = begin(EMPTY, now_ns=5, promote=True)
     with pytest.raises(VersionNotReadyError, match="is being built"):

@@ -21,6 +21,9 @@ from shoal.table import (
     present_rows,
     table_schema,
 )
+from shoal.table.schema import ModelVectors
+from shoal.table.vector_blocks import held_rows, write_block
+from shoal.writer import adoption
 from shoal.writer.commit import Committer
 from shoal.writer.config import WriterSettings
 
@@ -290,6 +293,40 @@ async def test_purges_that_fail_together_are_told_and_the_next_one_works(table, 
         results = await asyncio.gather(*both, return_exceptions=True)
         assert [type(each) for each in results] == [StorageFullError] * 2
         assert (await committer.cleaner.purge(["a"])).rows == 0
+        await committer.close()
+
+
+async def test_others_have_the_thread_between_the_turns_of_an_adoption(
+    table, tmp_path, monkeypatch
+):
+    with committing(table, tmp_path) as committer:
+        for name in ("a", "b", "c"):
+            await committer.submit([document(name)])
+        model = ModelVectors("new@abc", 6)
+        table.add_model(model)
+        ids, folder = table.missing(model.model), tmp_path / "index" / "vectors" / "abc"
+        write_block(folder, ids, np.ones((3, 6), np.float32), table)
+        monkeypatch.setattr(adoption, "TURN_BYTES", 4 * 6)
+        held = Held(committer.cleaner)
+        adopting = asyncio.create_task(committer.cleaner.adopt(model.model, folder))
+        await until(lambda: committer.cleaner._executor._work_queue.qsize() > 0)
+        others = committer.cleaner._executor.submit(lambda: len(table.missing(model.model)))
+        held.go_on()
+        assert await adopting == (3, 0)
+        assert others.result() > 0
+        await committer.close()
+
+
+async def test_a_cleaning_takes_the_vectors_along_that_wait_for_the_table(table, tmp_path):
+    with committing(table, tmp_path) as committer:
+        await committer.submit([document("a", "old"), document("b")])
+        model = ModelVectors("new@abc", 6)
+        table.add_model(model)
+        ids, folder = table.missing(model.model), tmp_path / "index" / "vectors" / "abc"
+        write_block(folder, ids, np.ones((2, 6), np.float32), table)
+        await committer.submit([document("a", "new")])
+        assert (await committer.clean()).rows == 1
+        assert held_rows(folder).tolist() == ids[1:].tolist()
         await committer.close()
 
 

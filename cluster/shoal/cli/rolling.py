@@ -25,13 +25,16 @@ from shoal.cli.output import CliError, note
 from shoal.cli.progress import progress
 from shoal.cli.versions import wait_for_build
 from shoal.cluster.gate import (
+    CanarySeen,
     GateThresholds,
     Judged,
     RolloutReport,
     Verdict,
     decide,
+    decide_canary,
     latency_ratio_of,
     mean_of,
+    paired_latency_ratio,
 )
 
 if TYPE_CHECKING:
@@ -49,6 +52,8 @@ _INTERRUPTED: Final = "the controller was restarted"
 # Judged queries in a call, and calls at a time: few, as callers are being served meanwhile.
 BATCH: Final = 16
 CALLS: Final = 2
+# Queries of either side whose times are compared at least: they are not the same queries.
+TIMED_QUERIES: Final = 20
 # Documents that nDCG@10 looks at, with room for several passages of one.
 _JUDGED_DEPTH: Final = 30
 
@@ -92,6 +97,7 @@ class Rolling:
         """Nothing is done before the methods are called, in their order."""
         self._client, self._plan = client, plan
         self._candidate: int | None = None
+        self._judged: tuple[Judged, ...] = ()
 
     def serves_already(self) -> bool:
         """True if the model answers searches now."""
@@ -161,12 +167,17 @@ class Rolling:
             )
 
     def watch_canary(self) -> None:
-        """Let a part of the callers be served by the candidate for a while."""
-        seconds = self._plan.canary_s
+        """Let a part of the callers be served by the candidate for a while.
+
+        No longer, once it fails or is slow: the verdict says so then.
+        """
+        seconds, thresholds = self._plan.canary_s, self._plan.thresholds
         until_s = time.monotonic() + seconds
         with progress(f"canary for {self._plan.canary_share:.0%} of callers") as advance:
             while time.monotonic() < until_s:
-                self._describe()  # Ends if somebody else has ended the rollout.
+                canary = canary_of(self._describe())  # Ends if somebody has ended the rollout.
+                if canary is not None and has_failed(canary, thresholds):
+                    return
                 advance(0, f"{until_s - time.monotonic():.0f} s left")
                 time.sleep(min(POLL_S, seconds))
 
@@ -178,7 +189,11 @@ class Rolling:
 
     def report(self, version: IndexVersion, serving: int) -> RolloutReport:
         """What is known of the candidate by now."""
-        shadow = self._describe().shadow
+        seen = self._describe()
+        shadow, canary = seen.shadow, canary_of(seen)
+        if canary is None or not has_failed(canary, self._plan.thresholds):
+            # Else its callers wait for the end: what was judged before it must do.
+            self._judged = tuple(self._judge(serving, version.number))
         return RolloutReport(
             compared=shadow.compared,
             failed=shadow.failed,
@@ -186,10 +201,11 @@ class Rolling:
             overlap=mean_of(shadow.overlap),
             rank_biased_overlap=mean_of(shadow.rank_biased_overlap),
             kendall_tau=mean_of(shadow.kendall_tau),
-            latency_ratio=latency_ratio_of(shadow.serving_ms, shadow.candidate_ms),
+            latency_ratio=paired_latency_ratio(shadow.serving_ms, shadow.candidate_ms),
             recall=version.recall,
             recall_target=version.recall_target,
-            judged=tuple(self._judge(serving, version.number)),
+            canary=canary,
+            judged=self._judged,
         )
 
     def promote(self, candidate: int, serving: int) -> None:
@@ -275,6 +291,27 @@ class Rolling:
                 run |= ranked
                 advance(len(run), "")
         return measure(run, plan.judgments)["nDCG@10"]
+
+
+def canary_of(seen: DescribeRolloutResponse) -> CanarySeen | None:
+    """How the canary's callers have fared; None if there is no canary."""
+    if seen.rollout.canary_share == 0:
+        return None
+    canary = seen.canary
+    others = canary.serving_answered + canary.serving_failed
+    enough = min(len(canary.serving_ms), len(canary.candidate_ms)) >= TIMED_QUERIES
+    return CanarySeen(
+        answered=canary.answered,
+        failed=canary.failed,
+        serving_failed_share=canary.serving_failed / max(1, others),
+        latency_ratio=latency_ratio_of(canary.serving_ms, canary.candidate_ms) if enough else None,
+    )
+
+
+def has_failed(canary: CanarySeen, thresholds: GateThresholds) -> bool:
+    """True if enough queries say that a canary is to be stopped."""
+    enough = canary.answered + canary.failed >= max(1, thresholds.min_canary_queries)
+    return enough and not decide_canary(canary, thresholds).passed
 
 
 @contextmanager

@@ -147,7 +147,9 @@ def _plan(
     except (BundleError, ConfigError) as error:
         raise CliError(str(error)) from error
     if min_queries is not None:
-        thresholds = thresholds.model_copy(update={"min_queries": min_queries})
+        canary = min(min_queries, thresholds.min_canary_queries)
+        update = {"min_queries": min_queries, "min_canary_queries": canary}
+        thresholds = thresholds.model_copy(update=update)
     asked, judgments = {}, {}
     if queries is not None and qrels is not None:
         judgments = read_qrels(qrels)
@@ -236,3 +238,5 @@ def _status(client: Client, index: str, *, stop: bool, as_json: bool) -> None:
         f"{rollout_.canary_share:.0%} of the callers are answered by it."
     )
     say(f"{shadow.compared:,} compared, {shadow.dropped:,} dropped, {shadow.failed:,} failed.")
+    if rollout_.canary_share:
+        say(f"{seen.canary.answered:,} answered by it, {seen.canary.failed:,} failed.")

@@ -85,6 +85,8 @@ def build(
             f"{version.passage_count:,} passages, recall@10 {version.recall:.3f}, "
             f"{version.size_bytes / 1e6:.1f} MB."
         )
+        if version.message:
+            note(f"Version {version.number} is {version.message}.")
         if not promote:
             note(f"Make it serve with `shoal index promote {name} {version.number}`.")
     else:

@@ -6,6 +6,7 @@ failed a sentence that says by how much. Thresholds are declared, and have defau
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,10 @@ class GateThresholds(BaseModel):
     min_queries: int = Field(default=50, ge=0)
     """Fewest live queries that must have been compared. 0: none, as on a cluster without callers;
     then nothing is said about overlap and latency unless there were some."""
+    min_canary_queries: int = Field(default=20, ge=0)
+    """Fewest queries that a canary must have answered or failed, if there is one. Its share of
+    failures may exceed that of the version that serves by `max_failed_share`, and its median time
+    may be `max_latency_ratio` times as long."""
     require_judgments: bool = False
     """True: a candidate that was not judged on a set fails."""
 
@@ -50,6 +55,18 @@ class Judged:
     name: str
     serving: float
     candidate: float
+
+
+@dataclass(frozen=True)
+class CanarySeen:
+    """How the callers of a canary fared, beside all others at that time."""
+
+    answered: int
+    failed: int
+    serving_failed_share: float
+    """Part of the others' queries that were not answered, or not completely."""
+    latency_ratio: float | None = None
+    """Median of the candidate's time over that of the version that serves; None for too few."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +86,8 @@ class RolloutReport:
     """Recall@10 against exact search that its build measured."""
     recall_target: float | None = None
     judged: tuple[Judged, ...] = ()
+    canary: CanarySeen | None = None
+    """None before there is one."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +142,21 @@ def decide(report: RolloutReport, thresholds: GateThresholds) -> Verdict:
     if thresholds.require_judgments and not report.judged:
         reason = "it was not judged, and that is required: give --queries and --qrels"
         checks.append(Check("judged sets", 0, 1, passed=False, reason=reason))
+    if report.canary is not None:
+        checks += decide_canary(report.canary, thresholds).checks
+    return Verdict(tuple(checks))
+
+
+def decide_canary(seen: CanarySeen, thresholds: GateThresholds) -> Verdict:
+    """Check what a canary's callers noticed against the thresholds."""
+    tried = seen.answered + seen.failed
+    checks = [_at_least("queries of the canary", tried, thresholds.min_canary_queries)]
+    if tried:
+        bound = seen.serving_failed_share + thresholds.max_failed_share
+        checks.append(_at_most("failed share of the canary", seen.failed / tried, bound))
+    if seen.latency_ratio is not None:
+        bound = thresholds.max_latency_ratio
+        checks.append(_at_most("latency ratio of the canary", seen.latency_ratio, bound))
     return Verdict(tuple(checks))
 
 
@@ -165,6 +199,18 @@ def latency_ratio_of(serving_ms: Sequence[float], candidate_ms: Sequence[float])
     if not serving_ms or not candidate_ms:
         return None
     return float(np.median(candidate_ms) / max(float(np.median(serving_ms)), 1e-3))
+
+
+def paired_latency_ratio(
+    serving_ms: Sequence[float], candidate_ms: Sequence[float]
+) -> float | None:
+    """The same over the queries that both versions were timed with: neither is NaN."""
+    pairs = [
+        each
+        for each in zip(serving_ms, candidate_ms, strict=True)
+        if math.isfinite(each[0]) and math.isfinite(each[1])
+    ]
+    return latency_ratio_of([ours for ours, _ in pairs], [theirs for _, theirs in pairs])
 
 
 def read_thresholds(path: Path | None) -> GateThresholds:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import grpc
 from shoal.broker.probe import Probe
@@ -18,6 +18,7 @@ from shoal.internal.v1.writer_pb2 import ChangeRolloutRequest
 from shoal.rpc.deadline import Deadline
 from shoal.rpc.errors import ServiceError
 from shoal.v1.indexes_pb2 import (
+    CanaryReport,
     DescribeRolloutRequest,
     DescribeRolloutResponse,
     SetRolloutRequest,
@@ -36,26 +37,27 @@ _PEERS_S: Final = 1.0
 
 @dataclass(frozen=True)
 class Peers:
-    """The brokers, and what this one has compared."""
+    """The brokers, and what this one has compared and counted."""
 
     brokers: Targets
     own_id: str
     report: Callable[[IndexRoute], ShadowReport]
+    canary: Callable[[IndexRoute], CanaryReport]
 
-    async def reports(self, name: str, deadline: Deadline) -> list[ShadowReport]:
-        """What the other brokers have compared, as far as they answer."""
+    async def reports(self, name: str, deadline: Deadline) -> list[DescribeRolloutResponse]:
+        """What the other brokers have compared and counted, as far as they answer."""
         patience_s = min(_PEERS_S, deadline.budget_s / 2)
         request = DescribeRolloutRequest(name=name, local=True)
 
-        async def ask(target: Target) -> ShadowReport | None:
+        async def ask(target: Target) -> DescribeRolloutResponse | None:
             stub = IndexServiceStub(target.channel)
             try:
-                response = await target.call(
+                response: DescribeRolloutResponse = await target.call(
                     lambda: stub.DescribeRollout(request, timeout=patience_s)
                 )
             except ServiceError:
                 return None
-            return response.shadow
+            return response
 
         others = [each for each in self.brokers.all() if each.id != self.own_id]
         found = await asyncio.gather(*(ask(each) for each in others))
@@ -98,22 +100,31 @@ class RolloutHandlers:
         """Say what the brokers know of a rollout."""
         check_index_name(request.name)
         route = self._board.routes.index(request.name)
-        shadow = self._peers.report(route)
+        shadow, canary = self._peers.report(route), self._peers.canary(route)
         if not request.local:
             for each in await self._peers.reports(request.name, Deadline.of(context)):
-                # Counts are summed below, as merging would take the last one's.
-                counts = [
-                    getattr(shadow, name) + getattr(each, name)
-                    for name in ("compared", "dropped", "failed")
-                ]
-                shadow.MergeFrom(each)
-                shadow.compared, shadow.dropped, shadow.failed = counts
+                add_report(shadow, each.shadow)
+                add_report(canary, each.canary)
         return DescribeRolloutResponse(
             rollout=route.rollout,
             serving_version=route.index_version,
             loaded=route.candidate is not None and is_loaded(route.candidate, self._probe),
             shadow=shadow,
+            canary=canary,
         )
+
+
+_Report = TypeVar("_Report", ShadowReport, CanaryReport)
+
+
+def add_report(report: _Report, other: _Report) -> None:
+    """Add what another broker has seen: lists go on, and counts are summed."""
+    for described, theirs in other.ListFields():
+        ours = getattr(report, described.name)
+        if isinstance(theirs, int):
+            setattr(report, described.name, ours + theirs)
+        else:
+            ours.extend(theirs)
 
 
 def is_loaded(route: IndexRoute, probe: Probe) -> bool:

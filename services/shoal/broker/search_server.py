@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -13,6 +14,7 @@ from shoal.broker.answer import Trace, stamp
 from shoal.broker.answer_tokens import AnswerTokens
 from shoal.broker.cache import answer_key
 from shoal.broker.callers import caller_of, is_chosen
+from shoal.broker.canary import Canary
 from shoal.broker.config import BrokerSettings
 from shoal.broker.contexts import ContextStage
 from shoal.broker.pipeline import Pipeline
@@ -72,6 +74,7 @@ class SearchServer(SearchServiceServicer):
         self._routes, self._pipeline = routes, pipeline
         self._flights: SingleFlight[tuple[SearchResponse, Trace, Deadline]] = SingleFlight()
         self.shadow = Shadow(self._run_shadow)
+        self.canary = Canary()
         self._active = 0
         self._draining = False
         self._idle = asyncio.Event()
@@ -180,10 +183,12 @@ class SearchServer(SearchServiceServicer):
                 Reason.REASON_NOT_READY,
                 f"index {route.name} is being loaded: try again in a moment",
             )
-        if request.bypass_cache:
-            response, trace = await self._compute(request, route, query, deadline)
-        else:
-            response, trace = await self._cached(request, route, query, deadline)
+        with self.canary.watching(request, serving, route) as watched:
+            if request.bypass_cache:
+                response, trace = await self._compute(request, route, query, deadline)
+            else:
+                response, trace = await self._cached(request, route, query, deadline)
+            watched.answered(response, trace)
         if not request.no_feedback:
             # Of this very call, also when the answer was cached.
             response.answer_token = self._tokens.make(
@@ -213,7 +218,12 @@ class SearchServer(SearchServiceServicer):
         if rollout is None or candidate is None or not request.text:
             return route
         chosen = is_chosen(caller, route.uid, candidate.index_version, rollout.canary_share)
-        return candidate if chosen and is_loaded(candidate, self._pipeline.probe) else route
+        if not chosen:
+            return route
+        if is_loaded(candidate, self._pipeline.probe):
+            return candidate
+        self.canary.missed(route)
+        return route
 
     async def _run_shadow(
         self, request: SearchRequest, route: IndexRoute, deadline: Deadline
@@ -231,6 +241,8 @@ class SearchServer(SearchServiceServicer):
         response = await self._pipeline.search(request, route, query, deadline, trace)
         if not request.HasField("index_version"):
             took_s = time.monotonic() - started_s
+            if trace.cache == CacheState.CACHE_STATE_VECTOR_HIT:
+                took_s = math.nan  # The candidate encodes the question, and is to be compared.
             busy = self._active > _BUSY_SHARE * self._settings.max_concurrent
             self.shadow.consider(request, route, response, took_s, busy=busy)
         return response, trace

@@ -111,9 +111,9 @@ class BrokerService:
             tokens,
             self._sampler,
         )
-        peers = Peers(
-            self._targets[Role.ROLE_BROKER], self.follower.instance_id, self._search.shadow.report
-        )
+        brokers, asked = self._targets[Role.ROLE_BROKER], self._search
+        own_id = self.follower.instance_id
+        peers = Peers(brokers, own_id, asked.shadow.report, asked.canary.report)
         cached = self._settings.redis_url is not None
         cache_ttl_s = self._settings.cache_ttl_s if cached else None
         search_pb2_grpc.add_SearchServiceServicer_to_server(self._search, server)
@@ -176,4 +176,5 @@ class BrokerService:
             targets.follow(routes.of_role(role))
         self._rerankers.exists = routes.reranks
         self._search.shadow.keep(routes.indexes.values())
+        self._search.canary.keep(routes.indexes.values())
         self._board.post(routes)

@@ -46,6 +46,7 @@ class Compared:
     overlap: float
     rank_biased_overlap: float
     kendall_tau: float
+    # NaN if the question's vector was known already.
     serving_ms: float
     candidate_ms: float
 
@@ -93,7 +94,8 @@ class Shadow:
     ) -> None:
         """Compare a query that was just answered, if it is chosen. Returns at once.
 
-        took_s: that the answer took. busy: callers need whatever there is.
+        took_s: that the answer took; NaN if that says nothing, as the question's vector was known.
+        busy: callers need whatever there is.
         """
         rollout, candidate = route.rollout, route.candidate
         if rollout is None or candidate is None or not request.text:
@@ -138,7 +140,8 @@ class Shadow:
     ) -> None:
         mirrored = SearchRequest()
         mirrored.CopyFrom(request)
-        mirrored.bypass_cache, mirrored.omit_text = True, True
+        # All else as the caller wants it, texts too, or it would be quicker than it is.
+        mirrored.bypass_cache = True
         started_s = time.monotonic()
         try:
             other = await self._run(mirrored, candidate, Deadline.after(BUDGET_S))

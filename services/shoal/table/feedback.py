@@ -220,7 +220,7 @@ class FeedbackTable:
     def _remove(self, sequences: NDArray[np.int64]) -> int:
         if len(sequences) == 0:
             return 0
-        removed = removal.remove(self._root, self._dataset, np.sort(sequences), self._commit)
+        removed = sum(removal.remove(self._root, self._dataset, np.sort(sequences), self._commit))
         for fragment in removal.due_fragments(self._dataset, 0.0):
             self._dataset = removal.rewrite(self._root, self._dataset, fragment)
         removal.drop_history(self._dataset)

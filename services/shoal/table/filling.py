@@ -8,7 +8,7 @@ with the table, none of which has to know of models.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +37,8 @@ def fill(
     order = np.argsort(row_ids)
     row_ids, vectors = row_ids[order], vectors[order]
     filled = 0
-    for fragment in dataset.get_fragments():
-        held = fragment.to_table(columns=[], with_row_id=True)[schema.ROW_ID].to_numpy()
+    for fragment, held, known in _fragments_of(dataset, row_ids):
         at = np.searchsorted(row_ids, held)
-        known = at < len(row_ids)
-        known[known] = row_ids[at[known]] == held[known]
-        if not known.any():
-            continue
         before = {file.path for file in fragment.metadata.files}
         rows = pa.table(
             {
@@ -66,3 +61,38 @@ def fill(
         )
         filled += int(known.sum())
     return filled
+
+
+def choose(dataset: _Dataset, row_ids: NDArray[np.uint64], most: int) -> NDArray[np.uint64]:
+    """Of some rows' ids, ascending, those of as many fragments as have up to `most` together.
+
+    Of a fragment that has more by itself, `most`. Empty if no fragment has any.
+    """
+    chosen: list[NDArray[np.uint64]] = []
+    room = most
+    for _, held, known in _fragments_of(dataset, row_ids):
+        found = held[known]
+        if len(found) <= room:
+            chosen.append(found)
+            room -= len(found)
+        elif not chosen:
+            return np.sort(found)[:most]
+        if room == 0:
+            break
+    return np.sort(np.concatenate(chosen)) if chosen else row_ids[:0]
+
+
+def _fragments_of(
+    dataset: _Dataset, row_ids: NDArray[np.uint64]
+) -> Iterator[tuple[Any, NDArray[np.uint64], NDArray[np.bool_]]]:
+    """The fragments that have some rows: its ids of each, uint64 [n], and which are among them.
+
+    row_ids: ascending.
+    """
+    for fragment in dataset.get_fragments():
+        held = fragment.to_table(columns=[], with_row_id=True)[schema.ROW_ID].to_numpy()
+        at = np.searchsorted(row_ids, held)
+        known = at < len(row_ids)
+        known[known] = row_ids[at[known]] == held[known]
+        if known.any():
+            yield fragment, held, known

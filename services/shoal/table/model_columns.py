@@ -13,8 +13,9 @@ from shoal.table.errors import CommitConflictError, storage_errors
 from shoal.table.present import present_rows
 from shoal.table.scanning import fragment_ids, read_rows
 
-# Attempts at a change of columns, each of milliseconds.
-_RESHAPINGS: Final = 5
+# Attempts at a change that another one of the same files has come before: columns come and go a few
+# times in the life of an index.
+_ATTEMPTS: Final = 5
 
 _Dataset = Any
 
@@ -57,16 +58,29 @@ class ModelColumns:
 
     def _reshape(self, change: Callable[[_Dataset], None]) -> None:
         """Change the columns; again, if a compaction has ended in between."""
-        for attempt in range(1, _RESHAPINGS + 1):
+
+        def reshape() -> None:
+            with self._appending:
+                private = self._private()
+                change(private)
+                self._settle(private)
+
+        self._repeat(reshape)
+
+    def _repeat(self, work: Callable[[], None]) -> None:
+        """Do something to the latest version; again, if it has changed under the work meanwhile.
+
+        A purge or a compaction may meet a change of columns, and that one of them. Raises what the
+        work does; CommitConflictError once it has met too many.
+        """
+        for attempt in range(1, _ATTEMPTS + 1):
             self.refresh()
             try:
-                with self._appending, storage_errors(self.uri):
-                    private = self._private()
-                    change(private)
-                    self._settle(private)
+                with storage_errors(self.uri):
+                    work()
                 return
             except CommitConflictError:
-                if attempt == _RESHAPINGS:
+                if attempt == _ATTEMPTS:
                     raise
 
     def fill(self, model: str, row_ids: NDArray[np.uint64], vectors: NDArray[np.float32]) -> int:
@@ -75,17 +89,26 @@ class ModelColumns:
         vectors: float32 [rows, dimension of the model]. Rows that are gone are left out. Appends
         may go on meanwhile, compactions not.
         """
-        (column,) = [each for each in self.models if each.model == model]
+        filled = 0
+
+        def fill() -> None:
+            nonlocal filled
+            (column,) = [each for each in self.models if each.model == model]
+            root = durability.local_path(self.uri)
+            filled = filling.fill(root, self._dataset, column, row_ids, vectors, self._commit)
+
+        self._repeat(fill)
+        return filled
+
+    def fillable(self, row_ids: NDArray[np.uint64], most: int) -> NDArray[np.uint64]:
+        """Choose which of some rows are to be filled together: uint64 [n], ascending.
+
+        As many as are in one file or a few, up to `most`: a file is written again for each `fill`
+        that has rows of it. Empty if the table has none of them.
+        """
         with storage_errors(self.uri):
             self.refresh()
-            return filling.fill(
-                durability.local_path(self.uri),
-                self._dataset,
-                column,
-                row_ids,
-                vectors,
-                self._commit,
-            )
+            return filling.choose(self._dataset, np.sort(row_ids), most)
 
     def missing(self, model: str) -> NDArray[np.uint64]:
         """Ids of present passages without a vector of a model, ascending: uint64 [n].

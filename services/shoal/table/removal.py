@@ -58,15 +58,14 @@ def record(root: Path | None, dataset: _Dataset, trimmed: Trimmed) -> _Dataset:
 
 def remove(
     root: Path | None, dataset: _Dataset, sequences: _Sequences, commit: Callable[[Any], None]
-) -> int:
-    """Mark the rows of some operations as deleted, in bounded commits; returns how many they were.
+) -> Iterator[int]:
+    """Mark the rows of some operations as deleted, in bounded commits; gives the rows of each.
 
     sequences: sorted. commit: commits an operation of Lance's on top of what has been appended.
     """
-    removed = 0
     for fragments in _chunks(dataset, sequences):
         before = _files(root)
-        updated, emptied = [], []
+        updated, emptied, removed = [], [], 0
         for fragment, offsets in fragments:
             marked = fragment.delete_rows(offsets)
             if marked is None:
@@ -77,7 +76,7 @@ def remove(
         if root is not None and updated:
             _sync_deletions(root, before)
         commit(lance.LanceOperation.Delete(updated, emptied, "trimmed"))
-    return removed
+        yield removed
 
 
 def _chunks(

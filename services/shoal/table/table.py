@@ -321,8 +321,13 @@ class PassageTable(ModelColumns):
 
     def forget(self, trimmed: Trimmed) -> None:
         """Record that deletions are forgotten, so that they may be removed; durable on return."""
-        with self._appending, storage_errors(self.uri):
-            self._move_to(removal.record(durability.local_path(self.uri), self._dataset, trimmed))
+
+        def record() -> None:
+            with self._appending:
+                root = durability.local_path(self.uri)
+                self._move_to(removal.record(root, self._dataset, trimmed))
+
+        self._repeat(record)
 
     def remove(self, sequences: NDArray[np.int64]) -> int:
         """Take the rows of some operations out of the table; returns how many they were.
@@ -330,24 +335,36 @@ class PassageTable(ModelColumns):
         Appends may go on meanwhile, compactions not. Tombstones: `forget` them first. Their bytes
         stay in files until `rewrite`, and those files until `clean`.
         """
-        if len(sequences) == 0:
-            return 0
-        with storage_errors(self.uri):
+        removed = 0
+
+        def remove() -> None:
+            nonlocal removed
             root = durability.local_path(self.uri)
-            return removal.remove(root, self._dataset, np.sort(sequences), self._commit)
+            # What an attempt before has removed is not found again.
+            for count in removal.remove(root, self._dataset, np.sort(sequences), self._commit):
+                removed += count
+
+        if len(sequences):
+            self._repeat(remove)
+        return removed
 
     def rewrite(self, part: float = removal.REWRITE_PART) -> int:
         """Write the files again of which at least this part is removed; returns how many.
 
         Appends may go on meanwhile, compactions not.
         """
-        with storage_errors(self.uri):
+        rewritten = 0
+
+        def rewrite() -> None:
+            nonlocal rewritten
             root = durability.local_path(self.uri)
-            due = removal.due_fragments(self._dataset, part)
-            for fragments in due:
+            for fragments in removal.due_fragments(self._dataset, part):
                 self._move_to(removal.rewrite(root, self._dataset, fragments))
                 self.refresh()
-            return sum(map(len, due))
+                rewritten += len(fragments)
+
+        self._repeat(rewrite)
+        return rewritten
 
     def drop_history(self) -> int:
         """Remove all versions but the latest, and what failed commits have left; returns bytes.

@@ -58,7 +58,7 @@ class VersionRecord:
     recall: float = 0.0
     recall_target: float = 0.0
     encoder_model: str = ""
-    # Why it failed.
+    # Why it failed, or why it is not in force although its build was to promote it.
     message: str = ""
     # How it is searched, as the protos number it; 0 while that is not known.
     kind: int = 0
@@ -68,6 +68,8 @@ class VersionRecord:
     dimension: int = 0
     # Whether its model has encoded every passage, so that none may be written without.
     encoded: bool = False
+    # What was in force as its build began; None in a record of an older release.
+    begun_beside: int | None = None
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,7 @@ def begin(
         encoder_bundle=encoder_bundle,
         dimension=dimension,
         encoded=before is not None and before.encoded,
+        begun_beside=entry.index_version,
     )
     failed = [each.number for each in entry.versions if each.state == "failed"]
     forgotten = set(failed[: max(0, len(failed) - KEPT_FAILED + 1)])
@@ -154,7 +157,9 @@ def begin(
 def finish(entry: IndexEntry, ended: VersionRecord) -> IndexEntry:
     """Enter how a build ended; a version that its build was to promote is in force with it.
 
-    Raises VersionNotFoundError; VersionConflictError if it has ended otherwise.
+    But not if another one has come into force since the build began: whoever promoted that, or
+    rolled back to it, has decided later, perhaps for another model. Raises VersionNotFoundError;
+    VersionConflictError if it has ended otherwise.
     """
     before = find(entry, ended.number)
     ended = replace(
@@ -165,6 +170,7 @@ def finish(entry: IndexEntry, ended: VersionRecord) -> IndexEntry:
         encoder_bundle=before.encoder_bundle,
         dimension=before.dimension,
         encoded=before.encoded,
+        begun_beside=before.begun_beside,
     )
     if before.state != "building":
         if before.state == ended.state:
@@ -173,9 +179,20 @@ def finish(entry: IndexEntry, ended: VersionRecord) -> IndexEntry:
             f"version {ended.number} of index {entry.name!r} is {before.state} already, and cannot "
             f"become {ended.state}: read the catalogue again"
         )
+    promotes = ended.promote and ended.state == "ready"
+    if promotes and ended.begun_beside not in (None, entry.index_version):
+        promotes, ended = False, replace(ended, message=_overtaken(entry, ended))
     versions = tuple(ended if each.number == ended.number else each for each in entry.versions)
     entry = replace(entry, versions=versions)
-    return promote(entry, ended.number) if ended.promote and ended.state == "ready" else entry
+    return promote(entry, ended.number) if promotes else entry
+
+
+def _overtaken(entry: IndexEntry, ended: VersionRecord) -> str:
+    """Why a version is not in force that its build was to promote."""
+    return (
+        f"not promoted: version {entry.index_version} came into force during its build, in the "
+        f"place of {ended.begun_beside}. Promote it if it is to serve"
+    )
 
 
 def note_encoded(entry: IndexEntry, number: int) -> IndexEntry:
@@ -224,14 +241,18 @@ def promote(entry: IndexEntry, number: int, expected: int | None = None) -> Inde
             f"version {entry.index_version} of index {entry.name!r} is in force, and not "
             f"{expected}: look again, and decide anew"
         )
-    codebook_uri = ""
+    codebook_uri, records = "", entry.versions
     if number != EXACT:
         version = find(entry, number)
         if version.state != "ready":
             raise VersionNotReadyError(entry.name, number, version.state, version.message)
         codebook_uri = version.codebook_uri
+        # It says at most why its build did not do this.
+        told = replace(version, message="")
+        records = tuple(told if each.number == number else each for each in records)
     return replace(
         _without_candidate(entry, {number}),
+        versions=records,
         index_version=number,
         codebook_uri=codebook_uri,
         previous_version=entry.index_version,

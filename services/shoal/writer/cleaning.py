@@ -34,7 +34,8 @@ from shoal.table.durability import local_path
 from shoal.table.removal import StoredOperation
 from shoal.table.schema import ROW_ID
 from shoal.table.trimming import COLUMNS
-from shoal.table.vector_blocks import Block, blocks_in, drop_outdated_blocks
+from shoal.table.vector_blocks import drop_outdated_blocks
+from shoal.writer.adoption import Adoption
 from shoal.writer.config import WriterSettings
 
 _log = logging.getLogger(__name__)
@@ -43,9 +44,6 @@ _Result = TypeVar("_Result")
 # Expired documents that are deleted in one commit.
 EXPIRED_IN_COMMIT: Final = 10_000
 _MAX_TURNS: Final = 1024
-# Rows that get the vectors of another model together: 65,536 x 384 float32 are 96 MiB. Each
-# fragment that has some of them is written anew, in that column.
-ADOPTED_ROWS: Final = 65_536
 
 
 @dataclass
@@ -181,6 +179,12 @@ class Cleaner:
         else:
             self._table.rewrite()
         cleaned.bytes += self._table.clean(self._settings.keep_versions_s)
+        self._drop_outdated_blocks()
+
+    def _drop_outdated_blocks(self) -> None:
+        """Remove what models have left of rows that are gone, and the table has yet to take."""
+        if (root := local_path(self._table.uri)) is not None:
+            drop_outdated_blocks(root.parent / VECTORS, self._table)
 
     async def purge(self, document_ids: Sequence[str]) -> Purged:
         """Take deleted documents out of all files of the table.
@@ -234,8 +238,7 @@ class Cleaner:
         table.remove(np.unique(np.array(sequences, np.int64)))
         table.rewrite(0.0)
         table.drop_history()
-        if root is not None:
-            drop_outdated_blocks(root.parent / VECTORS, table)
+        self._drop_outdated_blocks()
         pinned = bool(table.pins())
         self._history_kept |= pinned
         freed_bytes = max(0, before_bytes - folder_bytes(root))
@@ -244,36 +247,22 @@ class Cleaner:
     async def adopt(self, model: str, folder: Path) -> tuple[int, int]:
         """Take the vectors that a model has left in a folder into the table, and remove them there.
 
-        Returns how many rows got theirs, and how many passages have none yet. Raises
-        StorageFullError, TableNotFoundError.
+        In turns, between which others have the thread, and this table's purges their turn. Returns
+        how many rows got theirs, and how many passages have none yet. Raises StorageFullError,
+        TableNotFoundError.
         """
+        adoption: Adoption | None = None
+        more = True
+        while more:
+            async with self._cleaning:
+                self._require_open()
+                if adoption is None:
+                    adoption = await self._in_thread(Adoption, self._table, model, folder)
+                more = await self._in_thread(adoption.turn)
+        assert adoption is not None
         async with self._cleaning:
             self._require_open()
-            return await self._in_thread(self._adopt, model, folder)
-
-    def _adopt(self, model: str, folder: Path) -> tuple[int, int]:
-        adopted = 0
-        pending: list[Block] = []
-        for block in blocks_in(folder):
-            pending.append(block)
-            if sum(len(each.row_ids) for each in pending) >= ADOPTED_ROWS:
-                adopted += self._take(model, pending)
-                pending = []
-        adopted += self._take(model, pending)
-        self._table.refresh()
-        return adopted, len(self._table.missing(model))
-
-    def _take(self, model: str, blocks: Sequence[Block]) -> int:
-        if not blocks:
-            return 0
-        row_ids, firsts = np.unique(
-            np.concatenate([each.row_ids for each in blocks]), return_index=True
-        )
-        vectors = np.concatenate([each.vectors for each in blocks])[firsts]
-        filled = self._table.fill(model, row_ids, vectors)
-        for each in blocks:
-            each.path.unlink(missing_ok=True)
-        return filled
+            return adoption.adopted, await self._in_thread(adoption.missing)
 
     async def pin(self, name: str) -> PassageTable:
         """Keep the table's version of now until `unpin`; return the table at it.

@@ -1,7 +1,9 @@
 """Which encoder encodes the next passages?
 
-The one with the fewest calls in flight. One that fails is left alone for a moment and the call is
-made again to another, as long as the deadline allows: encoding is a pure function.
+Of those that serve the model, the one with the fewest calls in flight. One that fails is left alone
+for a moment and the call is made again to another, as long as the deadline allows: encoding is a
+pure function. One whose model nobody knows yet may be asked, but what it makes is taken only if it
+says that it is of the model that was asked for.
 """
 
 from __future__ import annotations
@@ -93,8 +95,12 @@ class EncoderPool:
         self._encoders: dict[str, _Encoder] = {}
         # What new indexes are encoded with; empty while it is not known.
         self._default_model = ""
+        # Models of all encoders in the topology, those too that have no address at the moment; ""
+        # among them if one has not said yet what it serves.
+        self._placed: frozenset[str] = frozenset()
         self._freed = asyncio.Event()
-        self._answered_at_s = time.monotonic()
+        # By model, when an encoder has answered last; "" for any of them.
+        self._answered_at_s: dict[str, float] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
     @property
@@ -105,11 +111,13 @@ class EncoderPool:
     def follow(self, topology: Topology) -> None:
         """Use the encoders of a topology; calls under way to others are let finish."""
         self._default_model = topology.default_encoder_model
-        wanted = {
-            each.address: each.model
-            for each in topology.instances
-            if each.role == Role.ROLE_ENCODER and each.address
+        placed = [each for each in topology.instances if each.role == Role.ROLE_ENCODER]
+        self._placed = frozenset(each.model for each in placed)
+        known = (*self._placed, "")
+        self._answered_at_s = {
+            model: at_s for model, at_s in self._answered_at_s.items() if model in known
         }
+        wanted = {each.address: each.model for each in placed if each.address}
         for address in self._encoders.keys() - wanted.keys():
             self._close_later(self._encoders.pop(address))
         for address, model in wanted.items():
@@ -132,13 +140,13 @@ class EncoderPool:
     async def encode(self, texts: Sequence[str], deadline: Deadline, model: str = "") -> Encoded:
         """Encode passages, in calls of bounded size, several at once.
 
-        model: that is to do it, `name@fingerprint`; empty: that of new indexes. Where no encoder is
-        known to serve it, whichever is there is asked, and says in the answer which it is.
+        model: that is to do it, `name@fingerprint`, and that the vectors are of; empty: that of new
+        indexes, or while that is not known whichever is there, if there is only one.
 
-        Takes as long as it takes while encoders answer at all: a long document is a lot of work.
-        Raises ServiceError: ENCODER_UNAVAILABLE once none has answered for `encoder_patience_s`, or
-        the deadline has passed; MODEL_MISMATCH if two models answered (a rollout is under way: send
-        the documents again).
+        Takes as long as it takes while encoders of the model answer at all: a long document is a
+        lot of work. Raises ServiceError: ENCODER_UNAVAILABLE once none of them has answered for
+        `encoder_patience_s`, or the deadline has passed; MODEL_MISMATCH if all encoders that are
+        placed serve other models, or two models answered where none was named.
         """
         assert texts
         size = self._settings.encode_batch
@@ -161,11 +169,13 @@ class EncoderPool:
         return Encoded(np.concatenate([part.vectors for part in parts]), models.pop())
 
     async def _encode_batch(self, texts: Sequence[str], deadline: Deadline, model: str) -> Encoded:
-        last = "there is none in the topology" if self.empty else "all are busy"
+        last = self._why_none(model)
         begun_at_s = time.monotonic()
         while True:
+            self._require_placed(model)
             encoder = await self._acquire(begun_at_s, deadline, model)
             if encoder is None:
+                self._require_placed(model)  # They may have said so while it waited.
                 raise ServiceError(
                     Reason.REASON_ENCODER_UNAVAILABLE,
                     f"no encoder answered in time ({last}). Send again what was not acknowledged",
@@ -184,25 +194,54 @@ class EncoderPool:
                 _log.warning("encoder %s", last)
             else:
                 encoder.succeeded()
-                self._answered_at_s = time.monotonic()
-                return _read(response, len(texts))
+                self._answered_at_s[response.model] = self._answered_at_s[""] = time.monotonic()
+                if response.model == (model or self._default_model or response.model):
+                    return _read(response, len(texts))
+                # Nobody knew, or it has changed: it is not asked for this model again.
+                encoder.model = response.model
+                last = f"{encoder.address} serves {response.model}"
             finally:
                 encoder.in_flight -= 1
                 self._freed.set()
 
     def _suited(self, model: str) -> list[_Encoder]:
-        """The encoders of a model; of those that nobody knows the model of, if there are none."""
+        """The encoders of a model; of those that nobody knows the model of, if there are none.
+
+        Where nobody knows what new indexes are encoded with, those of the one model that there is.
+        """
         encoders = list(self._encoders.values())
-        for wanted in (model or self._default_model, ""):
-            if suited := [each for each in encoders if each.model == wanted]:
-                return suited
-        return encoders
+        wanted = model or self._default_model
+        if not wanted and len(self._placed) == 1:
+            return encoders
+        suited = [each for each in encoders if each.model == wanted]
+        return suited or [each for each in encoders if not each.model]
+
+    def _why_none(self, model: str) -> str:
+        if self.empty:
+            return "there is none in the topology"
+        wanted = model or self._default_model
+        if self._suited(model):
+            return "all are busy"
+        return f"none that is there serves {wanted or 'what new indexes are encoded with'}"
+
+    def _require_placed(self, model: str) -> None:
+        """Raise MODEL_MISMATCH if every encoder is known to serve another model."""
+        known = {each.model for each in self._encoders.values()}
+        # Without an address, one is being started again, and may be of the model.
+        if not model or not known or known & {model, ""} or model in self._placed:
+            return
+        raise ServiceError(
+            Reason.REASON_MODEL_MISMATCH,
+            f"no encoder serves {model}, but {' and '.join(sorted(known))}: give them the bundle "
+            "that the index is encoded by, or write to a new index",
+        )
 
     async def _acquire(self, begun_at_s: float, deadline: Deadline, model: str) -> _Encoder | None:
         """Wait for an encoder that has room. None if that took too long."""
         while not deadline.passed:
             now_s = time.monotonic()
-            answered_at_s = max(begun_at_s, self._answered_at_s)
+            asked = model or self._default_model
+            answered_at_s = max(begun_at_s, self._answered_at_s.get(asked, begun_at_s))
             if now_s - answered_at_s > self._settings.encoder_patience_s:
                 return None
             free = [

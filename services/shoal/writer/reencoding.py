@@ -57,8 +57,12 @@ def plan_encoding(job: EncodingJob) -> list[RowRange]:
 
 
 def encode_rows(job: EncodingJob, rows: RowRange) -> int:
-    """Encode the passages of a range that are still to be encoded; returns how many."""
+    """Encode the passages of a range that are still to be encoded; returns how many.
+
+    Raises BundleError, also if the bundle is not of the model that the build began with.
+    """
     from shoal.bundle import EncoderModel, load_bundle
+    from shoal.bundle.errors import BundleInvalidError
 
     table = PassageTable.open(job.table_uri)
     missing = _missing(job, table)
@@ -69,7 +73,14 @@ def encode_rows(job: EncodingJob, rows: RowRange) -> int:
     if len(missing) == 0:
         progress.report(rows.count, 0.0)
         return 0
-    encoder = EncoderModel(load_bundle(job.bundle), threads=job.threads, batch_tokens=RUN_TOKENS)
+    bundle = load_bundle(job.bundle)
+    if bundle.model != job.model:
+        # It was another one when the build began, or is another one on this machine.
+        raise BundleInvalidError(
+            f"{bundle.folder} is {bundle.model}, and the build is of {job.model}: put that bundle "
+            "there on every machine, and build again"
+        )
+    encoder = EncoderModel(bundle, threads=job.threads, batch_tokens=RUN_TOKENS)
     kept = max(0, rows.count - len(missing))
     started_s = time.monotonic()
     for first in range(0, len(missing), BLOCK_ROWS):

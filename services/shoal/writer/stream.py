@@ -297,13 +297,13 @@ class UpsertStream:
                 # What may be away must not hold up writes when it hangs either.
                 deadline = self._deadline if required else self._deadline.within(_SPARE_S)
                 encoded = await self._parts.encoders.encode(shown, deadline, model)
-                if encoded.model != model:
-                    raise ServiceError(
+            except ServiceError as error:
+                if required and error.reason == Reason.REASON_MODEL_MISMATCH:
+                    raise ServiceError(  # They are about to come, and it may be sent again.
                         Reason.REASON_ENCODER_UNAVAILABLE,
                         f"no encoder of {model} answers, with which a version of index "
                         f"{index.entry.name!r} was made. Send again what was not acknowledged",
-                    )
-            except ServiceError:
+                    ) from error
                 if required:
                     raise
             else:
