@@ -322,9 +322,11 @@ async def test_choices_become_weighed_pairs_of_what_is_still_the_same(
     answer = await answered(client)
     ids = [each.document_id for each in answer.hits]
     assert ids[0] == "whale"
-    await client.record_feedback("docs", [feedback_on(answer, {1: 20.0, 3: 0.1})])
+    await client.record_feedback("docs", [feedback_on(answer, {1: 20.0, 3: 0.1}, principal="eve")])
     # Of one answer the latest counts.
-    await client.record_feedback("docs", [feedback_on(answer, {1: 20.0, 2: 9.0, 4: 0.1})])
+    await client.record_feedback(
+        "docs", [feedback_on(answer, {1: 20.0, 2: 9.0, 4: 0.1}, principal="eve")]
+    )
     again = await answered(client)
     await client.record_feedback("docs", [feedback_on(again, [1], principal="ann")])
 
