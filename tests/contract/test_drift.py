@@ -247,7 +247,16 @@ async def test_a_full_window_becomes_the_reference_and_choices_are_compared(
                 await asyncio.sleep(0.05)
 
         async def feedback(chosen: int, of: int) -> None:
-            pieces = [feedback_on(answer, [1] if at < chosen else []) for at in range(of)]
+            # Of a certain version, so that they are not among the questions.
+            whale = search_request("docs", "whale", index_version=0)
+            answers = [
+                each.response
+                for _ in range(2)
+                for each in (await client.batch_search([whale] * (of // 2))).results
+            ]
+            pieces = [
+                feedback_on(each, [1] if at < chosen else []) for at, each in enumerate(answers)
+            ]
             await client.record_feedback("docs", pieces)
 
         await measured(client, lambda found: found.window_queries > 0)

@@ -46,7 +46,7 @@ def test_a_third_of_the_words_in_a_row_is_left_out() -> None:
 
 def test_a_first_sentence_asks_for_the_rest() -> None:
     asked = first_sentence(PAIR)
-    assert asked == Pair(FIRST, f"{SECOND} {THIRD}", "brewer")
+    assert asked == Pair(FIRST, f"{SECOND} {THIRD}", "brewer", made_from=PAIR.positive)
     assert first_sentence(Pair("q", FIRST, "s")) is None
 
 
@@ -59,6 +59,10 @@ def test_inverse_cloze_asks_for_what_is_around() -> None:
     # One in ten keeps its sentence.
     assert 5 <= len(whole) <= 40
     assert all(each.source == "brewer" for each in torn)
+    # A part of a part is a part of the passage.
+    assert {each.whole for each in torn} == {PAIR.whole} == {PAIR.positive}
+    part = Pair("q", f"{SECOND} {THIRD} {SECOND}", "brewer", made_from=PAIR.positive)
+    assert {made.whole for made in [first_sentence(part)] if made} == {PAIR.positive}
 
 
 def test_synonyms_come_from_a_thesaurus(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from sentence_transformers.sentence_transformer.modules import (  # noqa: E402
     Transformer,
 )
 from shoal.bundle import EncoderModel, load_bundle  # noqa: E402
+from shoal.training.augmentation import first_sentence  # noqa: E402
 from shoal.training.contrastive import (  # noqa: E402
     ContrastiveLoss,
     LossState,
@@ -32,6 +33,7 @@ from shoal.training.dual_encoder import (  # noqa: E402
     TrainingError,
     check,
     load_model,
+    make_trainer,
     table,
     train_encoder,
 )
@@ -161,6 +163,38 @@ def test_training_goes_on_as_if_unbroken(weights: Path, tmp_path: Path) -> None:
     assert all(torch.equal(expected[name], actual[name]) for name in expected)
     for name in ("curves.json", "training.json"):
         assert (tmp_path / "whole" / name).read_text() == (tmp_path / "broken" / name).read_text()
+
+
+def test_a_passage_and_what_was_cut_from_it_are_never_in_one_batch(
+    weights: Path, tmp_path: Path
+) -> None:
+    sentences = "It counts the malt in store. It prints a report for neighbours every day."
+    pairs = [replace(pair, positive=f"{pair.positive} {sentences}") for pair in TRAIN]
+    # Each passage is a mined negative of the record before, too.
+    pairs = [
+        replace(pair, negatives=(other.positive,))
+        for pair, other in zip(pairs, [*pairs[1:], pairs[0]], strict=True)
+    ]
+    settings = settings_of(
+        weights, negatives=1, augmentation__first_sentences=1.0, augmentation__inverse_cloze=1.0
+    )
+    model, _ = load_model(settings)
+    trainer = make_trainer(model, pairs, DEV, tmp_path, settings)
+    records = trainer.train_dataset
+    assert records.column_names == ["anchor", "positive", "negative_0"]
+    assert len(records) == 3 * len(pairs)
+    wholes = {pair.negatives[0]: pair.positive for pair in pairs}
+    batches = list(trainer.get_train_dataloader().batch_sampler)
+    assert len(batches) > 10
+    for batch in batches:
+        rows = [records[each] for each in batch]
+        made_from = [wholes[row["negative_0"]] for row in rows]
+        assert len(set(made_from)) == len(rows)
+        # Neither a whole passage nor a mined one is a negative of its own part.
+        assert not set(made_from) & {row["negative_0"] for row in rows}
+    parts = [each for pair in pairs for each in (pair, first_sentence(pair)) if each]
+    with pytest.raises(TrainingError, match=r"256 records .* of 128 passages, .* batch of 200"):
+        table(parts, settings.model_copy(update={"batch": 200}))
 
 
 def test_the_trainer_reads_heavier_records_more_often(weights: Path) -> None:

@@ -8,6 +8,7 @@ from shoal.training.feedback_pairs import (
     Passage,
     Propensities,
     as_record,
+    count_callers,
     deserving,
     estimate_propensities,
     weigh,
@@ -156,11 +157,38 @@ def test_a_choice_far_down_counts_more_but_never_more_than_the_clip_allows():
     assert [each.passage.document_id for each in pairs] == ["d99", "d9", "d0"]
 
 
+def hashed(epoch, *names):
+    """Hashes of some principals under one salt."""
+    return [epoch.to_bytes(4, "little") + each.ljust(12).encode() for each in names]
+
+
+def test_callers_are_counted_within_a_salt_and_never_added_up():
+    once, later = hashed(1, "ann"), hashed(2, "ann")
+    assert count_callers([]) == 0
+    assert count_callers([*once, *once]) == 1
+    # Ann under two salts is one principal.
+    assert count_callers([*once, *later]) == 1
+    assert count_callers([*hashed(1, "ann", "bob"), *hashed(2, "ann", "bob", "eve")]) == 3
+    # One that nobody knows may be Ann.
+    assert count_callers([b"", b""]) == count_callers([b"", *once]) == 1
+
+    shown = (Passage("a", 0), Passage("b", 0))
+    impressions = [
+        Impression("q", shown, {1: None}, principal) for principal in (*once, *later)
+    ] + [Impression("q", shown, {2: None}, each) for each in hashed(2, "bob", "eve")]
+    (pair,) = weigh(impressions, min_callers=2)
+    assert (pair.passage.document_id, pair.callers) == ("b", 2)
+    assert {each.passage.document_id: each.callers for each in weigh(impressions)} == {
+        "a": 1,
+        "b": 2,
+    }
+
+
 def test_what_should_not_count_does_not():
     shown = (Passage("a", 0), Passage("b", 1))
-    glance = Impression("q", shown, {1: 0.5, 2: 20.0}, b"ann", "1 e@1")
-    again = Impression("q", shown, {1: 99.0}, b"ann", "1 e@1")
-    untimed = Impression("q", shown, {2: None}, b"bob", "2 e@1")
+    glance = Impression("q", shown, {1: 0.5, 2: 20.0}, hashed(1, "ann")[0], "1 e@1")
+    again = Impression("q", shown, {1: 99.0}, hashed(1, "ann")[0], "1 e@1")
+    untimed = Impression("q", shown, {2: None}, hashed(1, "bob")[0], "2 e@1")
     unknown = [Impression("q", shown, {1: 30.0})] * 2
     kept = deserving([glance, again, untimed, *unknown], min_dwell_s=1.0)
     assert [dict(each.chosen) for each in kept] == [{2: 20.0}, {2: None}, {1: 30.0}, {1: 30.0}]

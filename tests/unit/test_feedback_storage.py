@@ -9,7 +9,7 @@ import pytest
 from shoal.table import feedback as columns
 from shoal.table.feedback import LAYOUT, FeedbackTable
 from shoal.writer.config import WriterSettings
-from shoal.writer.feedback_keys import FILE_NAME, FeedbackKeys
+from shoal.writer.feedback_keys import EPOCH_BYTES, FILE_NAME, FeedbackKeys
 
 DAY_S = 86_400.0
 
@@ -74,6 +74,55 @@ def test_what_is_removed_is_gone_from_the_files_and_the_rest_stays(tmp_path):
     assert table.append(rows(["f"], at_us=3_000_000)) == 1
 
 
+def test_of_one_answer_the_last_feedback_is_read_and_counted_and_the_rest_is_cleaned_away(tmp_path):
+    table = FeedbackTable(tmp_path)
+    first = rows(["a"], ["b"])
+    later = rows(["c"], at_us=3_000_000)
+    table.append(first)
+    table.append(later)
+    for choices in ([[1], [1]], [[], [1]]):
+        at = LAYOUT.get_field_index(columns.CHOSEN_RANKS)
+        chosen = pa.array(choices, LAYOUT.field(at).type)
+        table.append(first.set_column(at, LAYOUT.field(at), chosen))
+    assert table.row_count == 7
+    assert table.answers(0) == (2, 3)
+    read = pa.Table.from_batches(list(table.read(0)))
+    # By the time of the answer, though "c" was recorded before.
+    assert read[columns.SHOWN_IDS].to_pylist() == [["a"], ["b"], ["c"]]
+    assert read[columns.CHOSEN_RANKS].to_pylist() == [[], [1], [1]]
+    assert read[columns.SEQUENCE].to_pylist() == [5, 6, 2]
+    assert table.remove_older(0) == 4
+    assert table.row_count == 3
+    assert table.answers(0) == (2, 3)
+
+
+def test_an_export_is_in_the_same_order_however_the_files_lie(tmp_path):
+    table = FeedbackTable(tmp_path)
+    times = [*range(600, 0, -3), *range(1, 600, 7)]
+    for start in range(0, len(times), 20):
+        parts = [rows([f"d{each}"], at_us=each) for each in times[start : start + 20]]
+        table.append(pa.concat_tables(parts))
+
+    def read():
+        batches = list(table.read(0))
+        assert len(batches) > 1
+        return pa.Table.from_batches(batches)
+
+    before = read()
+    pairs = list(
+        zip(
+            before[columns.ANSWERED_AT].to_pylist(),
+            before[columns.SEQUENCE].to_pylist(),
+            strict=True,
+        )
+    )
+    assert pairs == sorted(pairs)
+    assert len(pairs) == len(times)
+    table.remove_older(0)
+    table.compact()
+    assert read().equals(before)
+
+
 def test_many_small_commits_become_few_files(tmp_path):
     table = FeedbackTable(tmp_path)
     for at in range(40):
@@ -115,6 +164,9 @@ def test_keys_verify_as_long_as_their_tokens_are_taken_and_salts_are_thrown_away
     hashed = keys.hasher("index")("ann")
     assert len(hashed) == 16
     assert keys.hasher("index")("bob") != hashed != keys.hasher("other")("ann")
+    # The beginning names the salt, and is no principal's.
+    assert keys.hasher("index")("bob")[:EPOCH_BYTES] == hashed[:EPOCH_BYTES]
+    assert keys.hasher("index")("epoch")[EPOCH_BYTES:] != hashed[:EPOCH_BYTES]
     path = tmp_path / FILE_NAME
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
@@ -128,7 +180,9 @@ def test_keys_verify_as_long_as_their_tokens_are_taken_and_salts_are_thrown_away
     salt = json.loads(path.read_text())["salt"]
     now_s[0] += 2 * DAY_S
     keys = load()
-    assert keys.hasher("index")("ann") != hashed
+    again = keys.hasher("index")("ann")
+    assert again[:EPOCH_BYTES] != hashed[:EPOCH_BYTES]
+    assert again[EPOCH_BYTES:] != hashed[EPOCH_BYTES:]
     assert salt not in path.read_text()
     path.write_text("{")
     assert load().hasher("index")("ann") != hashed

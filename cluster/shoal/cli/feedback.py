@@ -47,7 +47,10 @@ def export(
     endpoint: Endpoint = None,
     timeout: Timeout = 600.0,
 ) -> None:
-    """Write the feedback on an index as JSON Lines: a record each, with the protos' names."""
+    """Write the feedback on an index as JSON Lines: a record an answer, with the protos' names.
+
+    By the answers' times; of several pieces of feedback on one answer the last.
+    """
     from shoal.cli.plain import as_plain
 
     count = 0
@@ -79,7 +82,12 @@ def pairs(
     ] = 0.0,
     min_callers: Annotated[
         int,
-        typer.Option(min=1, help="Principals that must have chosen a pair for it to be written."),
+        typer.Option(
+            min=1,
+            help="Principals that must have chosen a pair for it to be written. Counted within the "
+            "time of one salt of their hashes, and never added up over two: one that comes back "
+            "under another salt would count twice.",
+        ),
     ] = 1,
     endpoint: Endpoint = None,
     as_json: AsJson = False,
@@ -113,13 +121,16 @@ def pairs(
 
 
 def impressions_of(records: Iterable[FeedbackRecord]) -> list[Impression]:
-    """Answers that somebody saw; of several records of one the latest."""
+    """Answers that somebody saw, by their times; of several records of one the latest.
+
+    records: those of one answer and record time in the order of recording, as they are exported.
+    """
     from shoal.training.feedback_pairs import Impression, Passage
 
     latest: dict[bytes, FeedbackRecord] = {}
     for record in records:
         known = latest.get(record.answer_id)
-        if known is None or record.record_time.ToNanoseconds() > known.record_time.ToNanoseconds():
+        if known is None or record.record_time.ToNanoseconds() >= known.record_time.ToNanoseconds():
             latest[record.answer_id] = record
     return [
         Impression(
@@ -140,7 +151,8 @@ def impressions_of(records: Iterable[FeedbackRecord]) -> list[Impression]:
                 )
             ),
         )
-        for record in latest.values()
+        # Of one time the order of the export stays: sorting is stable.
+        for record in sorted(latest.values(), key=lambda each: each.answer_time.ToNanoseconds())
     ]
 
 

@@ -109,7 +109,7 @@ class FeedbackCalls:
     def export_feedback(
         self, index: str, *, since: datetime | None = None, timeout_s: float | None = None
     ) -> Iterator[FeedbackRecord]:
-        """The feedback on an index, in no certain order.
+        """The last feedback on each answer of an index, by the answers' times.
 
         since: only what was recorded then or later; without a zone it is UTC. timeout_s: for all of
         it; None sets no limit.
@@ -175,7 +175,7 @@ class AsyncFeedbackCalls:
     async def export_feedback(
         self, index: str, *, since: datetime | None = None, timeout_s: float | None = None
     ) -> AsyncIterator[FeedbackRecord]:
-        """The feedback on an index, in no certain order.
+        """The last feedback on each answer of an index, by the answers' times.
 
         since: only what was recorded then or later; without a zone it is UTC. timeout_s: for all of
         it; None sets no limit.

@@ -1,7 +1,8 @@
 """What is kept of the feedback on an index, and how does it leave again?
 
 One Lance table beside that of the passages, written by the writer alone, one row a piece of
-feedback. Beside it stands a file that says since when answers are out of date, because documents
+feedback. Of several pieces on one answer only the last is read and counted, and cleaning removes
+the others. Beside it stands a file that says since when answers are out of date, because documents
 were purged: it is written before their rows go. All methods block; one change at a time.
 """
 
@@ -130,47 +131,63 @@ class FeedbackTable:
             return int(rows.num_rows)
 
     def read(self, since_us: int) -> Iterator[pa.RecordBatch]:
-        """Read what was recorded at a time or later, as it is now, in no certain order.
+        """Read the last feedback on each answer, of what was recorded at a time or later.
 
-        since_us: microseconds since 1970. One fragment is in memory at a time.
+        In the order of the answers' times, then of recording. since_us: microseconds since 1970. In
+        memory are 50 bytes for each piece, and one batch.
         """
         dataset = self._dataset
         if dataset is None:
             return
         since = pa.scalar(since_us, schema.TIMESTAMP)
         with storage_errors(self.uri):
-            scanner = dataset.scanner(
-                columns=LAYOUT.names,
-                filter=pc.field(RECORDED_AT) >= since,
-                scan_in_order=False,
-                batch_size=BATCH_ROWS,
-                batch_readahead=1,
-                fragment_readahead=1,
+            latest = _latest(
+                dataset.to_table(
+                    columns=[SEQUENCE, ANSWER_ID, ANSWERED_AT],
+                    filter=pc.field(RECORDED_AT) >= since,
+                    with_row_id=True,
+                )
             )
-            yield from scanner.to_batches()
+            order = [(ANSWERED_AT, "ascending"), (SEQUENCE, "ascending")]
+            row_ids = latest.sort_by(order)[schema.ROW_ID].to_pylist()
+            for start in range(0, len(row_ids), BATCH_ROWS):
+                wanted = row_ids[start : start + BATCH_ROWS]
+                # `take` goes by position; this one goes by id.
+                rows = dataset._take_rows(wanted, columns=LAYOUT.names)  # noqa: SLF001
+                yield from rows.combine_chunks().to_batches()
 
     def answers(self, since_us: int) -> tuple[int, int]:
         """How many answers something was chosen in, and how many feedback came on, since a time.
 
-        since_us: microseconds since 1970. A piece of feedback that was sent again counts again.
+        since_us: microseconds since 1970. Of several pieces on one answer the last counts.
         """
         dataset = self._dataset
         if dataset is None:
             return 0, 0
         since = pa.scalar(since_us, schema.TIMESTAMP)
         with storage_errors(self.uri):
-            rows = dataset.to_table(columns=[CHOSEN_RANKS], filter=pc.field(RECORDED_AT) >= since)
+            rows = _latest(
+                dataset.to_table(
+                    columns=[SEQUENCE, ANSWER_ID, CHOSEN_RANKS],
+                    filter=pc.field(RECORDED_AT) >= since,
+                )
+            )
         chosen = pc.greater(pc.list_value_length(rows[CHOSEN_RANKS]), 0)
         return int(pc.sum(chosen).as_py() or 0), int(rows.num_rows)
 
     def remove_older(self, than_us: int) -> int:
-        """Remove what was recorded before a time, its bytes too; returns how much it was."""
+        """Remove what was recorded before a time, and what later feedback on its answer replaces.
+
+        Their bytes too; returns how much it was.
+        """
         with self._changing, storage_errors(self.uri):
             if self._dataset is None:
                 return 0
-            old = pc.field(RECORDED_AT) < pa.scalar(than_us, schema.TIMESTAMP)
-            rows = self._dataset.to_table(columns=[SEQUENCE], filter=old)
-            return self._remove(rows[SEQUENCE].to_numpy())
+            rows = self._dataset.to_table(columns=[SEQUENCE, ANSWER_ID, RECORDED_AT])
+            kept = _latest(rows)
+            kept = kept.filter(pc.field(RECORDED_AT) >= pa.scalar(than_us, schema.TIMESTAMP))
+            gone = np.setdiff1d(rows[SEQUENCE].to_numpy(), kept[SEQUENCE].to_numpy())
+            return self._remove(gone)
 
     def purge(self, document_ids: Collection[str], before_us: int) -> int:
         """Remove all feedback on answers with some documents; returns how much it was.
@@ -259,6 +276,12 @@ class FeedbackTable:
         dataset = lance.LanceDataset.commit(self._dataset, transaction)
         durability.sync_manifest(self._root, dataset.version)
         self._dataset = dataset
+
+
+def _latest(rows: pa.Table) -> pa.Table:
+    """Of the rows of each answer the one that was recorded last, in no certain order."""
+    last = rows.group_by(ANSWER_ID).aggregate([(SEQUENCE, "max")])
+    return rows.filter(pc.is_in(rows[SEQUENCE], value_set=last[f"{SEQUENCE}_max"].combine_chunks()))
 
 
 def _read_state(path: Path) -> int:

@@ -102,6 +102,28 @@ def model_in_force(entry: IndexEntry) -> tuple[str, str, int]:
     return entry.encoder_model, "", 0
 
 
+@dataclass(frozen=True)
+class Space:
+    """The vectors that questions and passages of a version are compared by."""
+
+    index_version: int
+    # `name@fingerprint`; empty if nothing was encoded yet.
+    model: str
+    # Numbers in a vector.
+    dimension: int
+    # The model whose column the table has; empty: the one that it was made with.
+    column_model: str
+
+
+def space_in_force(entry: IndexEntry) -> Space:
+    """The vectors of the version in force."""
+    model, bundle, dimension = model_in_force(entry)
+    if not bundle:
+        # A version of before the first text was encoded does not name the model.
+        return Space(entry.index_version, entry.encoder_model, entry.dimension, "")
+    return Space(entry.index_version, model, dimension or entry.dimension, model)
+
+
 def further_models(entry: IndexEntry) -> dict[str, VersionRecord]:
     """The models beside the index's own that encode what is written, and a version of each.
 

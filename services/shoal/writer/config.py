@@ -115,6 +115,9 @@ class WriterSettings(BaseModel):
     feedback_waiting: int = Field(default=4096, ge=1)
     """Pieces of feedback that wait for the disk at once; more are refused with OVERLOADED. A commit
     takes all that wait, so that this is what comes in during one slow commit."""
+    feedback_waiting_bytes: int = Field(default=64 << 20, ge=1)
+    """Bytes of such pieces; more are refused with OVERLOADED. A token may have 128 KiB, so that the
+    pieces alone would bound half a GiB; one of ten hits has about a KiB."""
     drift_window_s: float = Field(default=86_400.0, gt=0)
     """Seconds of questions that are compared with the reference: a day, so that day and night are
     in each."""

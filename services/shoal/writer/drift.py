@@ -2,7 +2,8 @@
 
 Brokers send samples of questions; each is looked at and its text thrown away. All of an index's
 samples are touched in one thread, which serves all indexes, one thing at a
-time: what comes while too much waits is dropped, as one sample is as good as the next.
+time: what comes while too much waits is dropped, as one sample is as good as the next. Vectors
+of two models do not compare: everything is of the version in force, in its model's space.
 """
 
 from __future__ import annotations
@@ -37,12 +38,14 @@ from shoal.rpc.errors import InvalidFieldError, ServiceError
 from shoal.table import PassageTable
 from shoal.table.feedback import FeedbackTable
 from shoal.table.sampling import sample_passages
+from shoal.table.versions import Space
 from shoal.v1.errors_pb2 import Reason
 from shoal.writer.config import WriterSettings
 from shoal.writer.drift_files import DriftFiles
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
+_Sample = TypeVar("_Sample", Window, Reference)
 
 # Samples that wait to be looked at, over all indexes.
 _MAX_WAITING: Final = 64
@@ -127,21 +130,20 @@ class DriftWatch:
         self._save_window()
         self._closed = True
 
-    def add(self, request: StoreQuerySampleRequest) -> None:
-        """Take a broker's sample. Raises InvalidFieldError for one of another shape."""
-        if self._closed:
+    def add(self, request: StoreQuerySampleRequest, space: Space) -> None:
+        """Take a broker's sample. Raises InvalidFieldError for one of another shape.
+
+        space: of the version in force; a sample of another one is dropped.
+        """
+        if self._closed or (request.encoder_model, request.index_version) != _made_by(space):
             return
-        questions = _questions(request, self._table.dimension, self._tokenize)
+        questions = _questions(request, space.dimension, self._tokenize)
         now_s = self._wall_clock()
-        window = self._window
-        made_by = request.encoder_model, request.index_version
-        if window is None or (window.model, window.index_version) != made_by:
+        window = _within(space, self._window)
+        if window is None:
             self._full = None
-            window = self._begin(*made_by, now_s)
-        if self._reference is not None and made_by != (
-            self._reference.model,
-            self._reference.index_version,
-        ):
+            window = self._begin(space, now_s)
+        if self._reference is not None and _within(space, self._reference) is None:
             # Another model's vectors cannot be compared; a new version is what was asked for.
             self._reference = None
             self._files.drop_reference()
@@ -151,20 +153,22 @@ class DriftWatch:
             and now_s - window.begun_s >= self._settings.drift_window_s
         ):
             if self._reference is None:
-                self._take(window)
+                self._take(window, space)
             self._full = window
-            self._begin(*made_by, now_s)
+            self._begin(space, now_s)
 
-    def measure(self) -> DriftReport:
-        """Compare what there is with the reference. About a second."""
-        reference, window = self._reference, self._compared()
+    def measure(self, space: Space) -> DriftReport:
+        """Compare what there is with the reference. About a second.
+
+        space: of the version in force; what is of another one is as good as none.
+        """
+        reference, window = _within(space, self._reference), self._compared(space)
         # What comes while the report is on its way is not part of it.
         window = None if window is None else replace(window)
         if reference is None or window is None or len(window.kept) < MIN_SAMPLE:
-            return DriftReport(self._missing(), "", reference, window)
+            return DriftReport(self._missing(reference, window), "", reference, window)
         measures, points = compare(QUERY, reference.queries, window.kept)
-        self._table.refresh()
-        passages, _ = self._passages()
+        passages, _ = self._passages(space)
         if min(len(reference.passages), len(passages)) >= MIN_SAMPLE:
             of_passages, more = compare(PASSAGE, reference.passages, passages)
             measures, points = measures + of_passages, points + more
@@ -181,16 +185,16 @@ class DriftWatch:
         )
         return DriftReport(status, alert_of(measures, since), reference, window, measures, points)
 
-    def check(self) -> str:
+    def check(self, space: Space) -> str:
         """Measure, and store the window; returns the alert."""
         if self._closed:
             return ""
         self._save_window()
-        return self.measure().alert
+        return self.measure(space).alert
 
-    def take_reference(self) -> Reference:
+    def take_reference(self, space: Space) -> Reference:
         """Make what is there now the reference; durable on return. Raises TOO_FEW_QUERIES."""
-        window = self._compared()
+        window = self._compared(space)
         count = 0 if window is None else len(window.kept)
         if window is None or count < MIN_SAMPLE:
             raise ServiceError(
@@ -198,10 +202,10 @@ class DriftWatch:
                 f"{count} questions were sampled, and a reference needs {MIN_SAMPLE}: try again "
                 "when more have been asked",
             )
-        reference = self._take(window)
+        reference = self._take(window, space)
         # It is there to be taken again, by a call that was repeated.
         self._full = window
-        self._begin(window.model, window.index_version, self._wall_clock())
+        self._begin(space, self._wall_clock())
         return reference
 
     def purge(self, document_ids: Sequence[str]) -> None:
@@ -218,20 +222,19 @@ class DriftWatch:
         self._reference = self._window = self._full = None
         self._files.clear()
 
-    def _begin(self, model: str, index_version: int, now_s: float) -> Window:
-        self._window = Window(model, index_version, now_s, Sampled.none(self._table.dimension))
+    def _begin(self, space: Space, now_s: float) -> Window:
+        self._window = Window(*_made_by(space), now_s, Sampled.none(space.dimension))
         return self._window
 
-    def _compared(self) -> Window | None:
+    def _compared(self, space: Space) -> Window | None:
         """The window that says enough: the present one, or the one before it."""
-        window = self._window
-        if self._full is not None and (window is None or len(window.kept) < MIN_SAMPLE):
-            return self._full
+        window, full = _within(space, self._window), _within(space, self._full)
+        if full is not None and (window is None or len(window.kept) < MIN_SAMPLE):
+            return full
         return window
 
-    def _take(self, window: Window) -> Reference:
-        self._table.refresh()
-        passages, digests = self._passages()
+    def _take(self, window: Window, space: Space) -> Reference:
+        passages, digests = self._passages(space)
         reference = Reference(
             window.model,
             window.index_version,
@@ -245,15 +248,16 @@ class DriftWatch:
         self._reference = reference
         return reference
 
-    def _passages(self) -> tuple[Sampled, NDArray[np.uint64]]:
+    def _passages(self, space: Space) -> tuple[Sampled, NDArray[np.uint64]]:
         seed = int(self._random.integers(2**31))
-        drawn = sample_passages(self._table, self._settings.drift_sample, seed)
+        # A view of its own: the writer's stands at the column of the model that it was made with.
+        table = PassageTable.open(self._table.uri, model=space.column_model)
+        drawn = sample_passages(table, self._settings.drift_sample, seed)
         return sampled(drawn.vectors, drawn.texts, self._tokenize), _digests(drawn.document_ids)
 
-    def _missing(self) -> str:
-        window = self._compared()
+    def _missing(self, reference: Reference | None, window: Window | None) -> str:
         count = 0 if window is None else len(window.kept)
-        if self._reference is None:
+        if reference is None:
             return (
                 f"there is no reference yet: {count} questions were sampled, and it takes "
                 f"{MIN_SAMPLE}, and {self._settings.drift_window_s / 3600:g} hours unless it is "
@@ -264,6 +268,17 @@ class DriftWatch:
     def _save_window(self) -> None:
         if self._window is not None and len(self._window.kept):
             self._files.save_window(self._window)
+
+
+def _made_by(space: Space) -> tuple[str, int]:
+    return space.model, space.index_version
+
+
+def _within(space: Space, sample: _Sample | None) -> _Sample | None:
+    """A sample of that version's questions; None if it is of another one's."""
+    if sample is None or (sample.model, sample.index_version) != _made_by(space):
+        return None
+    return sample
 
 
 def _questions(

@@ -51,7 +51,7 @@ class DriftHandlers:
         if request.index_version == index.entry.index_version:
             thread = index.drift.thread
             if thread.has_room(measuring=False):
-                await thread.run(index.drift.add, request)
+                await thread.run(index.drift.add, request, index.space)
         return StoreQuerySampleResponse()
 
     async def ReadDrift(self, request: ReadDriftRequest, context: _Context) -> ReadDriftResponse:
@@ -59,9 +59,10 @@ class DriftHandlers:
         del context
         self._refuse_while_draining()
         check_index_name(request.measure.index, "index")
-        drift = self._indexes.get(request.measure.index).drift
+        index = self._indexes.get(request.measure.index)
+        drift = index.drift
         _require_room(drift.thread)
-        report = await drift.thread.run(drift.measure, measuring=True)
+        report = await drift.thread.run(drift.measure, index.space, measuring=True)
         drift.alert = report.alert
         return ReadDriftResponse(measured=report_message(report))
 
@@ -72,9 +73,10 @@ class DriftHandlers:
         del context
         self._refuse_while_draining()
         check_index_name(request.set.index, "index")
-        drift = self._indexes.get(request.set.index).drift
+        index = self._indexes.get(request.set.index)
+        drift = index.drift
         _require_room(drift.thread)
-        reference = await drift.thread.run(drift.take_reference, measuring=True)
+        reference = await drift.thread.run(drift.take_reference, index.space, measuring=True)
         drift.alert = ""
         taken = SetDriftReferenceResponse(
             queries=len(reference.queries), passages=len(reference.passages)

@@ -41,7 +41,10 @@ Hash = Callable[[str], bytes]
 
 @dataclass
 class _Pending:
-    rows: Sequence[dict[str, Any]]
+    feedback: Sequence[AnswerFeedback]
+    recorded_at_us: int
+    hash_of: Hash
+    size_bytes: int
     done: asyncio.Future[int]
 
 
@@ -60,7 +63,7 @@ class FeedbackLog:
         self._table, self._settings, self._wall_clock = table, settings, wall_clock
         self._executor, self._maintenance_executor = executor, maintenance_executor
         self._pending: deque[_Pending] = deque()
-        self._waiting_count = 0
+        self._waiting_count = self._waiting_bytes = 0
         self._commits: asyncio.Task[None] | None = None
         self._maintenance: asyncio.Task[None] | None = None
         self._closed = False
@@ -74,29 +77,24 @@ class FeedbackLog:
         StorageFullError, TableNotFoundError.
         """
         self._require_open()
+        size_bytes = sum(each.ByteSize() for each in feedback)
         # Alone it is taken however much it is: a request is bounded.
-        if self._pending and (
-            self._waiting_count + len(feedback) > self._settings.feedback_waiting
-        ):
-            raise ServiceError(
-                Reason.REASON_OVERLOADED,
-                f"{self._waiting_count} pieces of feedback wait for the disk, as many as this "
-                "writer takes: send it again after the retry delay, or drop it",
-                retry_delay_s=RETRY_DELAY_S,
-            )
+        if self._pending:
+            self._require_room(len(feedback), size_bytes)
         done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         now_us = int(self._wall_clock() * 1e6)
-        rows = [_row(each, now_us, hash_of) for each in feedback]
-        self._pending.append(_Pending(rows, done))
-        self._waiting_count += len(rows)
+        self._pending.append(_Pending(feedback, now_us, hash_of, size_bytes, done))
+        self._waiting_count += len(feedback)
+        self._waiting_bytes += size_bytes
         if self._commits is None or self._commits.done():
             self._commits = asyncio.create_task(self._commit_all())
         # A caller that leaves must not keep the others' commit from being told of.
         return await asyncio.shield(done)
 
     async def read(self, since_us: int) -> AsyncIterator[list[FeedbackRecord]]:
-        """Read what was recorded since a time, in batches. since_us: microseconds since 1970.
+        """Read the last feedback on each answer that was recorded since a time, in batches.
 
+        By the answers' times. since_us: microseconds since 1970.
         Raises VERSION_CONFLICT if feedback is removed meanwhile.
         """
         self._require_open()
@@ -114,9 +112,9 @@ class FeedbackLog:
             yield [_record(each) for each in batch.to_pylist()]
 
     async def clean(self, *, disabled: bool) -> int:
-        """Remove what is too old, or all of it; returns how much it was. Raises StorageFullError.
+        """Remove what is too old or replaced, or all of it; returns how much it was.
 
-        disabled: the index takes none any more.
+        Raises StorageFullError. disabled: the index takes none any more.
         """
         self._require_open()
         if disabled:
@@ -160,7 +158,8 @@ class FeedbackLog:
             try:
                 await self._commit(group)
             finally:
-                self._waiting_count -= sum(len(each.rows) for each in group)
+                self._waiting_count -= sum(len(each.feedback) for each in group)
+                self._waiting_bytes -= sum(each.size_bytes for each in group)
             if self._maintenance is None or self._maintenance.done():
                 self._maintenance = asyncio.create_task(self._maintain())
 
@@ -173,7 +172,7 @@ class FeedbackLog:
 
     async def _commit(self, group: Sequence[_Pending]) -> None:
         try:
-            counts = await self._in_thread(self._executor, self._append, [g.rows for g in group])
+            counts = await self._in_thread(self._executor, self._append, group)
         except Exception as error:  # noqa: BLE001  # goes to everyone who waits for this commit
             for pending in group:
                 if not pending.done.done():
@@ -184,13 +183,39 @@ class FeedbackLog:
             if not pending.done.done():
                 pending.done.set_result(count)
 
-    def _append(self, groups: Sequence[Sequence[dict[str, Any]]]) -> list[int]:
+    def _append(self, group: Sequence[_Pending]) -> list[int]:
         table = self._table
-        rows = [row for group in groups for row in group]
+        # Of one answer the last piece counts: the others need not reach the disk.
+        latest = {
+            each.answer.answer_id: (each, pending) for pending in group for each in pending.feedback
+        }
+        rows = [
+            _row(each, pending.recorded_at_us, pending.hash_of) for each, pending in latest.values()
+        ]
         table.append(pa.Table.from_pylist(rows, LAYOUT))
         # A purge that came in between has removed more than this says: that is no loss.
         floor_us = table.purged_before_us
-        return [sum(row[columns.ANSWERED_AT] >= floor_us for row in group) for group in groups]
+        return [
+            sum(each.answer.answered_at_us >= floor_us for each in pending.feedback)
+            for pending in group
+        ]
+
+    def _require_room(self, count: int, size_bytes: int) -> None:
+        """Raise OVERLOADED if so much more does not fit into the queue."""
+        settings = self._settings
+        if (
+            self._waiting_count + count <= settings.feedback_waiting
+            and self._waiting_bytes + size_bytes <= settings.feedback_waiting_bytes
+        ):
+            return
+        raise ServiceError(
+            Reason.REASON_OVERLOADED,
+            f"{self._waiting_count} pieces of feedback of {self._waiting_bytes:,} bytes wait for "
+            f"the disk, and this writer takes {settings.feedback_waiting} of "
+            f"{settings.feedback_waiting_bytes:,} bytes: send it again after the retry delay, or "
+            "drop it",
+            retry_delay_s=RETRY_DELAY_S,
+        )
 
     def _require_open(self) -> None:
         if self._closed:

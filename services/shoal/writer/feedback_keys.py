@@ -28,7 +28,11 @@ FILE_NAME: Final = "feedback_keys.json"
 KEY_BYTES: Final = 32
 KEY_ID_BYTES: Final = 4
 HASH_BYTES: Final = 16
+# Of a hash: they name the salt that it was made with, so that hashes of two salts are not taken for
+# two principals. 12 bytes are left to tell principals apart.
+EPOCH_BYTES: Final = 4
 _DAY_S: Final = 86_400.0
+_EPOCH: Final = b"epoch"
 
 
 @dataclass(frozen=True)
@@ -82,12 +86,19 @@ class FeedbackKeys:
     def hasher(self, index_uid: str) -> Callable[[str], bytes]:
         """What hashes principals from now on, for one index: hashes of two never compare.
 
-        HMAC-SHA256, cut to 16 bytes. Raises StorageFullError.
+        4 bytes that name the salt, and 12 of HMAC-SHA256. Raises StorageFullError.
         """
         with self._guard:
             salt = bytes.fromhex(self._rotate().salt)
         key = hmac.digest(salt, index_uid.encode(), hashlib.sha256)
-        return lambda name: hmac.digest(key, name.encode(), hashlib.sha256)[:HASH_BYTES]
+        epoch = hmac.digest(key, _EPOCH, hashlib.sha256)[:EPOCH_BYTES]
+
+        def hashed(name: str) -> bytes:
+            # In front of it, so that no name's hash is the epoch.
+            digest = hmac.digest(key, b"principal:" + name.encode(), hashlib.sha256)
+            return epoch + digest[: HASH_BYTES - EPOCH_BYTES]
+
+        return hashed
 
     def _rotate(self) -> _State:
         now_s = self._wall_clock()

@@ -56,6 +56,11 @@ class OpenIndex:
         await self.drift.close()
 
     @property
+    def space(self) -> versions.Space:
+        """The vectors of the version in force."""
+        return versions.space_in_force(self.entry)
+
+    @property
     def further_models(self) -> dict[str, bool]:
         """Models beside its own that encode what is written; True for those that must."""
         models = versions.further_models(self.entry)

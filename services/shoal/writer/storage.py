@@ -100,8 +100,9 @@ class StorageKeeper:
             await asyncio.sleep(self._settings.drift_interval_s)
             for entry in self._indexes.entries():
                 try:
-                    drift = self._indexes.get(entry.name).drift
-                    drift.alert = await drift.thread.run(drift.check)
+                    index = self._indexes.get(entry.name)
+                    drift = index.drift
+                    drift.alert = await drift.thread.run(drift.check, index.space)
                 except ServiceError as error:
                     _log.warning("cannot measure the drift of %s: %s", entry.name, error)
                 except Exception:  # noqa: BLE001  # the other indexes are watched all the same

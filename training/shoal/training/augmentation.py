@@ -88,7 +88,7 @@ def first_sentence(pair: Pair) -> Pair | None:
     rest = " ".join(sentences[1:])
     if len(rest) < MIN_REST_CHARACTERS or len(sentences[0].split()) < MIN_SENTENCE_WORDS:
         return None
-    return replace(pair, query=sentences[0], positive=rest)
+    return replace(pair, query=sentences[0], positive=rest, made_from=pair.whole)
 
 
 def inverse_cloze(pair: Pair, rng: random.Random) -> Pair | None:
@@ -102,7 +102,7 @@ def inverse_cloze(pair: Pair, rng: random.Random) -> Pair | None:
     rest = " ".join(each for at, each in enumerate(sentences) if kept or at != chosen)
     if len(rest) < MIN_REST_CHARACTERS:
         return None
-    return replace(pair, query=sentences[chosen], positive=rest)
+    return replace(pair, query=sentences[chosen], positive=rest, made_from=pair.whole)
 
 
 def read_thesaurus(path: Path) -> dict[str, tuple[str, ...]]:

@@ -43,6 +43,8 @@ CHECKPOINTS: Final = "checkpoints"
 SETTINGS_FILE: Final = "training.json"
 # What training was begun with besides its settings.
 BEGUN_FILE: Final = "begun.json"
+# The column of whole passages: for the choice of batches alone.
+WHOLE: Final = "whole"
 # What the held-out records gave before the first step: the trainer's log begins after it.
 BEFORE_FILE: Final = "before.json"
 
@@ -207,10 +209,12 @@ def make_trainer(
         matryoshka=_dimensions(model, settings),
         gather=gather,
     )
-    trainer = SentenceTransformerTrainer(
+    records = table(augmented(pairs, settings.augmentation, settings.seed), settings)
+    trainer = _Trainer(
+        whole=records[WHOLE][:],
         model=model,
         args=training_arguments(out, settings, prefixes(model)),
-        train_dataset=table(augmented(pairs, settings.augmentation, settings.seed), settings),
+        train_dataset=records.remove_columns(WHOLE),
         loss=loss,
         evaluator=dev_evaluator(dev, settings, prefixes(model)),
         callbacks=[LossState(inner, checkpoint), _Reporter(report)],
@@ -251,7 +255,8 @@ def training_arguments(
         data_seed=settings.seed,
         use_cpu=not torch.cuda.is_available(),
         ddp_backend="gloo" if several_workers() and not torch.cuda.is_available() else None,
-        # A text twice in a batch would be right and wrong for one question.
+        # A text twice in a batch would be right and wrong for one question; so would a passage and
+        # a part of it: see _Trainer.
         batch_sampler=BatchSamplers.NO_DUPLICATES,
         dataloader_drop_last=True,
         dataloader_pin_memory=False,
@@ -268,17 +273,20 @@ def training_arguments(
 
 
 def table(pairs: Sequence[Pair], settings: EncoderSettings) -> Dataset:
-    """Make the trainer's table: columns anchor, positive, negative_0, negative_1, ..."""
+    """Make the trainer's table: columns anchor, positive, negative_0, negative_1, ...; WHOLE."""
     kept = with_negatives(pairs, settings.negatives)
-    if len(kept) < settings.batch:
+    # No passage is in a batch twice, nor parts of one.
+    passages = len({pair.whole for pair in kept})
+    if passages < settings.batch:
         raise TrainingError(
-            f"{len(kept)} records with {settings.negatives} negatives or more are less than one "
-            f"batch of {settings.batch}: mine more, or ask for fewer"
+            f"{len(kept)} records with {settings.negatives} negatives or more, of {passages} "
+            f"passages, are less than one batch of {settings.batch}: mine more, or ask for fewer"
         )
     kept = repeated(kept, settings.seed)
     columns = {
         "anchor": [pair.query for pair in kept],
         "positive": [pair.positive for pair in kept],
+        WHOLE: [pair.whole for pair in kept],
     }
     for at in range(settings.negatives):
         columns[f"negative_{at}"] = [pair.negatives[at] for pair in kept]
@@ -342,7 +350,10 @@ def _fingerprint(pairs: Sequence[Pair], dev: Sequence[Pair]) -> str:
     digest = hashlib.sha256()
     for side in (pairs, dev):
         for pair in side:
-            digest.update(json.dumps(asdict(pair)).encode() + b"\n")
+            known = asdict(pair)
+            # Of what augmentation makes, which follows from the settings.
+            del known["made_from"]
+            digest.update(json.dumps(known).encode() + b"\n")
         digest.update(b"\n")
     return digest.hexdigest()
 
@@ -410,6 +421,23 @@ def _hush() -> None:
     transformers_logging.disable_progress_bar()
     for name in ("transformers", "sentence_transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+class _Trainer(SentenceTransformerTrainer):  # type: ignore[misc]
+    """Keeps records that were made from one passage out of one batch.
+
+    What is left of a passage without a sentence answers the questions of the whole, and the whole
+    those of the part: among a batch's negatives, mined ones too, either would be wrong and right.
+    """
+
+    def __init__(self, *, whole: Sequence[str], **arguments: Any) -> None:
+        """whole: the passage that each record was made from."""
+        self._whole = list(whole)
+        super().__init__(**arguments)
+
+    def get_batch_sampler(self, dataset: Dataset, **arguments: Any) -> Any:
+        """As the arguments say, of the table with its whole passages: the sampler compares all."""
+        return super().get_batch_sampler(dataset.add_column(WHOLE, self._whole), **arguments)
 
 
 class _StopAt(TrainerCallback):  # type: ignore[misc]

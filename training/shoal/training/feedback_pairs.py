@@ -22,7 +22,8 @@ nobody can choose what was never shown.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -33,6 +34,9 @@ from numpy.typing import NDArray
 CLIP: Final = 0.05
 # Pairs seen at the first rank and at another: with fewer, nothing is learnt of the other.
 MIN_MOVED_PAIRS: Final = 10
+
+# Of a principal's hash: they name the salt that it was made with.
+EPOCH_BYTES: Final = 4
 
 _Floats = NDArray[np.float64]
 _Ints = NDArray[np.int64]
@@ -57,7 +61,8 @@ class Impression:
     chosen: Mapping[int, float | None]
     """Seconds that a hit was looked at, by its rank from 1; None where nobody knows."""
     principal: bytes = b""
-    """Tells who asked from others; empty if nobody knows."""
+    """Tells who asked from others whose hashes begin with the same `EPOCH_BYTES` bytes, which name
+    the salt; empty if nobody knows."""
     source: str = ""
     """What made the answer: index version and models."""
 
@@ -75,7 +80,7 @@ class Weighed:
     choices: int
     seen: int
     callers: int
-    """Principals that chose it; those that nobody knows count as one."""
+    """Principals that chose it at least: see `count_callers`."""
     sources: tuple[str, ...]
 
 
@@ -161,8 +166,8 @@ def weigh(
     """Weigh the pairs of questions and passages that were chosen, the heaviest first.
 
     propensities: None estimates them. clip: the smallest that a choice is divided by, above 0.
-    min_callers: principals that must have chosen a pair, so that no single one's question becomes
-    training data, and nobody alone decides the ranking.
+    min_callers: principals that must have chosen a pair, as `count_callers` counts them, so that no
+    single one's question becomes training data, and nobody alone decides the ranking.
     """
     cells = _cells(impressions)
     divisor = (propensities or _propensities(cells)).clipped(clip)
@@ -178,7 +183,7 @@ def weigh(
     kept = [
         at
         for at, key in enumerate(cells.pairs)
-        if chosen[at] and len(callers.get(key, ())) >= min_callers
+        if chosen[at] and count_callers(callers.get(key, ())) >= min_callers
     ]
     mean = float(weights[kept].mean()) if kept else 1.0
     kept.sort(key=lambda at: -weights[at])
@@ -190,19 +195,29 @@ def weigh(
             relevance=float(weights[at] / seen[at]),
             choices=int(chosen[at]),
             seen=int(seen[at]),
-            callers=len(callers[cells.pairs[at]]),
+            callers=count_callers(callers[cells.pairs[at]]),
             sources=tuple(sorted(sources[cells.pairs[at]])),
         )
         for at in kept
     ]
 
 
+def count_callers(principals: Collection[bytes]) -> int:
+    """How many principals these are at least: the most that share a salt; 0 of none.
+
+    The salt changes with time, and who has come back under another one is not known: over salts
+    nobody is added up. One that nobody knows may be any of the others.
+    """
+    epochs = Counter(each[:EPOCH_BYTES] for each in set(principals) if each)
+    return max(epochs.values(), default=min(1, len(principals)))
+
+
 def deserving(impressions: Iterable[Impression], *, min_dwell_s: float = 0.0) -> list[Impression]:
     """Leave out what should not count.
 
     A choice that was looked at for less than `min_dwell_s` is none: it was a mistake. One that
-    nobody timed stays. Of the answers to one question by one known principal the first counts, so
-    that nobody gains weight by asking again.
+    nobody timed stays. Of the answers to one question by one known principal the first of those
+    given counts, so that nobody gains weight by asking again, while the salt is the same.
     """
     kept, asked = [], set()
     for each in impressions:

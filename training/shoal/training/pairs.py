@@ -32,6 +32,13 @@ class Pair:
     """Passages that do not answer it, the hardest first."""
     weight: float = 1.0
     """How often it is learnt from, relative to others: above 0."""
+    made_from: str = ""
+    """The passage that `positive` was cut from; empty if it is whole."""
+
+    @property
+    def whole(self) -> str:
+        """The passage, whole: right for all questions that were made from it."""
+        return self.made_from or self.positive
 
 
 @dataclass(frozen=True)

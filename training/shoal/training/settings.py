@@ -34,7 +34,9 @@ class QueueSettings(_Settings):
     """Passages of earlier batches as negatives (MoCo)."""
 
     size: int = Field(default=0, ge=0, le=1_000_000)
-    """Passages; 0: no queue. A few times the batch, so that the vectors in it are not stale."""
+    """Passages; 0: no queue. A few times the batch, so that the vectors in it are not stale. It
+    tells texts apart, not passages: with `first_sentences` or `inverse_cloze`, what is left of a
+    passage of an earlier batch may be a negative of the whole one."""
     momentum: float = Field(default=0.99, ge=0.0, lt=1.0)
     """Share of itself that the second encoder keeps in a step. 0.99 follows within 100 steps;
     MoCo's 0.999 suits tens of thousands."""
