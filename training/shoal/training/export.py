@@ -32,6 +32,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from shoal.bundle import Bundle, EncoderModel, PairReader, RerankerModel, load_bundle
 from shoal.bundle.card import CARD_FILE, Agreement, BlendCard, BundleCard
 from shoal.training import packed_e5
+from shoal.training.first_token import read_first_token_only
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 Precision = Literal["int8", "fp16", "fp32"]
@@ -228,6 +229,7 @@ def export_reranker(
     ).eval()
     if model.config.num_labels != 1:
         raise ExportError(f"{weights} has {model.config.num_labels} outputs; a reranker has one")
+    read_first_token_only(model)
     return export_module(
         _Logits(model).eval(),
         weights,
