@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-import torch
-from shoal.training.first_token import FirstTokenLayer, read_first_token_only
-from transformers import BertConfig, BertForSequenceClassification, BertModel
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the training extra")
+transformers = pytest.importorskip("transformers", reason="needs the training extra")
+
+from shoal.training.first_token import FirstTokenLayer, read_first_token_only  # noqa: E402
+
+pytestmark = [
+    pytest.mark.training,
+    # Of libraries, about themselves.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
+]
 
 
-def _config() -> BertConfig:
-    return BertConfig(
+def _config() -> Any:
+    return transformers.BertConfig(
         vocab_size=90,
         hidden_size=24,
         num_hidden_layers=3,
@@ -22,7 +33,7 @@ def _config() -> BertConfig:
 
 def test_scores_stay_what_they_are_with_padding_or_without() -> None:
     torch.manual_seed(5)
-    model = BertForSequenceClassification(_config()).eval()
+    model = transformers.BertForSequenceClassification(_config()).eval()
     ids = torch.randint(0, 90, (3, 17))
     mask = torch.ones_like(ids)
     mask[1, 9:] = 0
@@ -38,5 +49,5 @@ def test_scores_stay_what_they_are_with_padding_or_without() -> None:
 
 
 def test_a_model_that_is_no_classifier_is_left_alone() -> None:
-    model = BertModel(_config(), add_pooling_layer=False)
+    model = transformers.BertModel(_config(), add_pooling_layer=False)
     assert not read_first_token_only(model)

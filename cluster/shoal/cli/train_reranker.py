@@ -38,7 +38,7 @@ def reranker(
     ] = None,
     questions: Annotated[
         int, typer.Option(min=10, help="Questions of each kind that choose the blend.")
-    ] = 150,
+    ] = 300,
     passages: Annotated[
         int, typer.Option(min=100, help="Passages of each kind that they are asked of.")
     ] = 3_000,

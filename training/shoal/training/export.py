@@ -426,9 +426,14 @@ def _torch_scores(
     return np.array([float(each[0, 0]) for each in scores], dtype=np.float32)
 
 
-def rewrite_blend(folder: Path, blend: BlendCard) -> BundleCard:
-    """Give a reranker's bundle another blend; its files stay as they are."""
-    card = load_bundle(folder).card.model_copy(update={"blend": blend})
+def rewrite_blend(folder: Path, blend: BlendCard, passage_tokens: int | None = None) -> BundleCard:
+    """Give a reranker's bundle another blend; its files stay as they are.
+
+    passage_tokens: most that it is to read of a passage from now on. None: as many as before.
+    """
+    card = load_bundle(folder).card
+    tokens = passage_tokens or card.passage_tokens
+    card = card.model_copy(update={"blend": blend, "passage_tokens": tokens})
     (folder / CARD_FILE).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return load_bundle(folder).card
 
