@@ -22,8 +22,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 from shoal.bundle import BlendCard, Bundle, EncoderModel, RerankerModel, load_bundle
+from shoal.training.blend_questions import DEPTH, Judged
 from shoal.training.hybrid import HybridCorpus
-from shoal.training.weighing import DEPTH, Judged, blend, ndcg
+from shoal.training.weighing import blend, ndcg, rerank
 
 ENCODER: Final = Path(__file__).resolve().parents[1] / "deploy/bundles/all-minilm-l6-v2-int8"
 THREADS: Final = 2
@@ -90,11 +91,12 @@ def measure(bundle: Bundle, judged: Sequence[Judged]) -> Iterator[Point]:
     yield Point("company alone", "", 0.0, _gained(judged, unread, card))
     for width in WIDTHS:
         everything = _read_by(bundle, width, READS[-1])
-        whole = [_scores(everything, each) for each in judged]
+        whole = [rerank(everything, each) for each in judged]
         for read in READS:
             model = _read_by(bundle, width, read)
             scores = [
-                _first(each, rerank, model) for each, rerank in zip(judged, whole, strict=True)
+                _first(each, read_first, model)
+                for each, read_first in zip(judged, whole, strict=True)
             ]
             milliseconds = _milliseconds(model, judged)
             line, alone = f"windows of {width} tokens", card.model_copy(update={"affinity": 0.0})
@@ -109,13 +111,6 @@ def _read_by(bundle: Bundle, width: int, read: int) -> RerankerModel:
     blended = bundle.card.blend.model_copy(update={"read": read})
     card = bundle.card.model_copy(update={"passage_tokens": width, "blend": blended})
     return RerankerModel(Bundle(bundle.folder, card, bundle.fingerprint), threads=THREADS)
-
-
-def _scores(model: RerankerModel, question: Judged) -> NDArray[np.float32]:
-    scores = np.full(len(question.passages), np.nan, dtype=np.float32)
-    places = model.readable(question.found.scores)
-    scores[places] = model.score([(question.text, question.passages[at]) for at in places])
-    return scores
 
 
 def _first(
@@ -133,8 +128,8 @@ def _gained(
 ) -> dict[str, float]:
     """nDCG@10 above the hybrid order, by set."""
     gains: dict[str, list[float]] = {}
-    for each, rerank in zip(judged, scores, strict=True):
-        ordered = blend(each.found, rerank, card.weight, card.affinity)
+    for each, read in zip(judged, scores, strict=True):
+        ordered = blend(each, read, card.weight, card.affinity)
         gains.setdefault(each.kind, []).append(ndcg(each, ordered) - ndcg(each, each.found.scores))
     return {kind: round(float(np.mean(values)), 4) for kind, values in gains.items()}
 
@@ -146,7 +141,7 @@ def _milliseconds(model: RerankerModel, judged: Sequence[Judged]) -> float:
         runs = []
         for _ in range(RUNS):
             started_s = time.perf_counter()
-            _scores(model, question)
+            rerank(model, question)
             runs.append((time.perf_counter() - started_s) * 1e3)
         took_ms.append(min(runs))
     return round(float(np.median(took_ms)), 2)

@@ -7,12 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from shoal.bundle import EncoderModel, RerankerModel, load_bundle
+from shoal.training.blend_questions import FAMILY, Judged, Sources, build_questions
 from shoal.training.debian import Package
 from shoal.training.hybrid import Found, HybridCorpus
 from shoal.training.manual_pages import ManualPage, iter_manual_pages, sections_of
-from shoal.training.weighing import Judged, blend, build_questions, choose_blend, means, ndcg
+from shoal.training.pairs import Pair
+from shoal.training.weighing import Shape, blend, choose_blend, choose_shape, means, ndcg
 
 BUNDLES = Path(__file__).resolve().parents[2] / "deploy" / "bundles"
+KINDS = ("packages", "sections", "manuals", "topics", "sentences", "matters")
 TOPICS = ("chess", "beer", "maps", "music", "spam", "trains", "tides", "fonts", "knots", "bees")
 
 
@@ -43,21 +46,45 @@ def questions(encoder: EncoderModel) -> list[Judged]:
         ManualPage(
             name=topic,
             purpose=f"show what there is to know of {topic}",
-            description=f"This prints what is known of {topic}. " * 9,
+            description=f"It prints, for whoever has asked, the history of {topic}. "
+            + f"This prints what is known of {topic}. " * 9,
             related=tuple(each for each in TOPICS[:3] if each != topic),
         )
         for topic in TOPICS
     ]
-    return build_questions(packages, pages, encoder, passage_count=20, question_count=6, seed=3)
+    sections = [
+        Pair(f"{topic} {heading}", f"Of {topic} and its {heading} much is told here. " * 3, topic)
+        for topic in TOPICS
+        for heading in ("rules", "history", "tools")
+    ]
+    sources = Sources(packages, pages, sections)
+    return build_questions(sources, encoder, passage_count=30, question_count=6, seed=3)
 
 
 def test_there_are_questions_of_all_kinds(questions: list[Judged]) -> None:
-    assert [each.kind for each in questions] == ["packages"] * 6 + ["manuals"] * 6 + ["topics"] * 6
+    assert [each.kind for each in questions] == [kind for kind in KINDS for _ in range(6)]
     for each in questions:
-        assert len(each.passages) == 10
-        assert max(each.relevant.values()) == (2 if each.kind == "topics" else 1)
+        assert len(each.passages) == (30 if each.kind == "sections" else 10)
+        assert max(each.relevant.values()) == (2 if each.kind in ("topics", "matters") else 1)
         assert (np.diff(each.found.scores) <= 0).all()
         np.testing.assert_allclose(np.diag(each.found.similarities), 1.0, atol=1e-4)
+
+
+def test_a_sentence_that_asks_is_not_in_the_passage(questions: list[Judged]) -> None:
+    asked = [each for each in questions if each.kind in ("sentences", "matters")]
+    for each in asked:
+        assert len(each.text.split()) >= 8
+        assert not any(each.text in passage for passage in each.passages)
+
+
+def test_one_programs_pages_are_few(encoder: EncoderModel) -> None:
+    pages = [
+        ManualPage(f"cloud_{number}", f"say something of {number}", f"Number {number}. " * 20, ())
+        for number in range(FAMILY + 5)
+    ]
+    sources = Sources([], [*pages, ManualPage("sea", "say something of it", "Salt. " * 50, ())], [])
+    found = build_questions(sources, encoder, passage_count=90, question_count=90, seed=1)
+    assert [each.kind for each in found] == ["manuals"] * (FAMILY + 1)
 
 
 def test_the_choice_says_what_it_was_made_on(model: RerankerModel, questions: list[Judged]) -> None:
@@ -65,7 +92,17 @@ def test_the_choice_says_what_it_was_made_on(model: RerankerModel, questions: li
     assert chosen.weight > 0
     assert chosen.affinity >= 0
     assert chosen.read == model.bundle.card.blend.read  # type: ignore[union-attr]
-    assert all(kind in chosen.chosen_on for kind in ("packages", "manuals", "topics"))
+    assert all(kind in chosen.chosen_on for kind in KINDS)
+
+
+def test_what_is_read_is_chosen_too(model: RerankerModel, questions: list[Judged]) -> None:
+    shapes = (Shape(1, 8), Shape(5, 24))
+    told: list[str] = []
+    shape, chosen = choose_shape(model.bundle, shapes, questions, told.append)
+    assert shape in shapes
+    assert chosen.read == shape.read
+    gained = [float(line.partition("nDCG@10 ")[2].split()[0]) for line in told]
+    assert shape == shapes[int(np.argmax(gained))]
 
 
 def test_what_is_weighed_is_what_is_served(model: RerankerModel, questions: list[Judged]) -> None:
@@ -75,9 +112,8 @@ def test_what_is_weighed_is_what_is_served(model: RerankerModel, questions: list
     rerank = np.full(len(found.scores), np.nan, dtype=np.float32)
     rerank[:4] = [3.0, -2.0, 5.0, 0.5]
     served = model.blend(rerank, found.scores, found.similarities)
-    weighed = blend(found, rerank, card.weight, card.affinity)
-    # They differ by a constant.
-    np.testing.assert_allclose(served - served[0], weighed - weighed[0], atol=1e-5)
+    weighed = blend(questions[0], rerank, card.weight, card.affinity)
+    np.testing.assert_allclose(served, weighed, atol=1e-6)
 
 
 def test_gains_are_discounted_and_measured_by_kind() -> None:

@@ -66,3 +66,9 @@ def test_a_passage_is_tokenised_once(
     again = reader.read([("which railway", FILLER), (QUESTION, ANSWER)])
     assert asked == [QUESTION, FILLER, ANSWER, "which railway"]
     assert first[1].ids.tolist() == again[1].ids.tolist()
+
+
+def test_a_pair_is_as_long_as_was_said(tokenizer: BundleTokenizer) -> None:
+    pairs = [(QUESTION, FILLER), (QUESTION * 50, ANSWER), ("", ""), (QUESTION, "bees")]
+    reader = PairReader(tokenizer, 40)
+    assert reader.lengths(pairs) == [len(each.ids) for each in reader.read(pairs)]

@@ -37,8 +37,8 @@ def reranker(
         ),
     ] = None,
     questions: Annotated[
-        int, typer.Option(min=10, help="Questions of each kind that choose the blend.")
-    ] = 150,
+        int, typer.Option(min=10, help="Questions of each of six kinds that choose the blend.")
+    ] = 300,
     passages: Annotated[
         int, typer.Option(min=100, help="Passages of each kind that they are asked of.")
     ] = 3_000,
@@ -49,7 +49,7 @@ def reranker(
     """Make a reranker, and choose how its score is blended with the search's.
 
     Both on this machine's package lists and manual pages: a Debian machine is needed. It takes
-    about five minutes on two cores, and as long again if anything is trained.
+    about ten minutes on two cores, and as long again if anything is trained.
     """
     from shoal.cluster.roles import default_bundle
 

@@ -1,6 +1,7 @@
 """A model's folder: load it, verify it, tokenise for it, run it within a thread budget."""
 
 from shoal.bundle.affinity import affinities
+from shoal.bundle.blend import blend_scores
 from shoal.bundle.card import BlendCard, BundleCard
 from shoal.bundle.encoder import EncoderModel, Purpose
 from shoal.bundle.errors import (
@@ -31,5 +32,6 @@ __all__ = [
     "RerankerModel",
     "TokenPair",
     "affinities",
+    "blend_scores",
     "load_bundle",
 ]

@@ -46,9 +46,23 @@ class PairReader:
 
     def read(self, pairs: Sequence[tuple[str, str]]) -> list[TokenPair]:
         """Tokenise pairs."""
+        return [self._pair(*each) for each in self._tokenised(pairs)]
+
+    def lengths(self, pairs: Sequence[tuple[str, str]]) -> list[int]:
+        """How many tokens each pair will have; which window is the best need not be known."""
+        return [
+            min(len(question), self._question_tokens)
+            + min(len(passage), self._passage_tokens)
+            + self._frame.special_count
+            for question, passage in self._tokenised(pairs)
+        ]
+
+    def _tokenised(
+        self, pairs: Sequence[tuple[str, str]]
+    ) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
         texts = dict.fromkeys(text for pair in pairs for text in pair)
         tokens = dict(zip(texts, self._tokens(list(texts)), strict=True))
-        return [self._pair(tokens[question], tokens[passage]) for question, passage in pairs]
+        return [(tokens[question], tokens[passage]) for question, passage in pairs]
 
     def _pair(self, question: NDArray[np.int32], passage: NDArray[np.int32]) -> TokenPair:
         asked = question[: self._question_tokens]

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from shoal.bundle.affinity import affinities
+from shoal.bundle.blend import blend_scores
 from shoal.bundle.errors import BundleInvalidError
 from shoal.bundle.loading import Bundle
 from shoal.bundle.pairs import PairReader
@@ -39,6 +39,8 @@ class RerankerModel:
 
     def count_tokens(self, pairs: Sequence[tuple[str, str]]) -> list[int]:
         """Tokens that the model reads of each pair, special ones included."""
+        if self._reader is not None:
+            return self._reader.lengths(pairs)
         return [len(each.ids) for each in self._read(pairs)]
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
@@ -62,15 +64,7 @@ class RerankerModel:
         one another, float32 [count, count]; None if they are not known. A passage that was not
         read has NaN in `rerank_scores`.
         """
-        scores = np.asarray(dense_scores + self._blend.weight * rerank_scores, dtype=np.float32)
-        unread = np.isnan(rerank_scores)
-        if unread.any():
-            floor = scores[~unread].min(initial=np.inf)
-            scores[unread] = np.minimum(dense_scores[unread], floor)
-        if similarities is not None and self._blend.affinity and len(scores) > 1:
-            # 0 for what is as near as can be: scores stay in their range.
-            scores += np.float32(self._blend.affinity) * (affinities(scores, similarities) - 1.0)
-        return scores
+        return blend_scores(self._blend, rerank_scores, dense_scores, similarities)
 
     def readable(self, dense_scores: NDArray[np.float32]) -> NDArray[np.intp]:
         """Which passages of a question to read, as the card says: positions, ascending."""

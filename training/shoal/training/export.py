@@ -32,6 +32,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from shoal.bundle import Bundle, EncoderModel, PairReader, RerankerModel, load_bundle
 from shoal.bundle.card import CARD_FILE, Agreement, BlendCard, BundleCard
 from shoal.training import packed_e5
+from shoal.training.first_token import read_first_token_only
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 Precision = Literal["int8", "fp16", "fp32"]
@@ -228,6 +229,7 @@ def export_reranker(
     ).eval()
     if model.config.num_labels != 1:
         raise ExportError(f"{weights} has {model.config.num_labels} outputs; a reranker has one")
+    read_first_token_only(model)
     return export_module(
         _Logits(model).eval(),
         weights,
@@ -424,9 +426,14 @@ def _torch_scores(
     return np.array([float(each[0, 0]) for each in scores], dtype=np.float32)
 
 
-def rewrite_blend(folder: Path, blend: BlendCard) -> BundleCard:
-    """Give a reranker's bundle another blend; its files stay as they are."""
-    card = load_bundle(folder).card.model_copy(update={"blend": blend})
+def rewrite_blend(folder: Path, blend: BlendCard, passage_tokens: int | None = None) -> BundleCard:
+    """Give a reranker's bundle another blend; its files stay as they are.
+
+    passage_tokens: most that it is to read of a passage from now on. None: as many as before.
+    """
+    card = load_bundle(folder).card
+    tokens = passage_tokens or card.passage_tokens
+    card = card.model_copy(update={"blend": blend, "passage_tokens": tokens})
     (folder / CARD_FILE).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return load_bundle(folder).card
 

