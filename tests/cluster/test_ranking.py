@@ -29,18 +29,21 @@ def _shoal(cluster: RunningCluster, *arguments: str) -> dict[str, object]:
 
 
 def test_words_make_vectors_rank_better_and_reranking_better_still(
-    cluster: RunningCluster,
+    cluster: RunningCluster, tmp_path: Path
 ) -> None:
-    # The first 200 questions, to be quick; `make demo` evaluates all 1,190.
-    files = ("--queries", str(XQUAD / "queries.jsonl"), "--qrels", str(XQUAD / "qrels/test.tsv"))
-    report = _shoal(cluster, "eval", "xquad", *files, "--limit", "200")
+    # One question in six, of all passages, to be quick; `make demo` evaluates all 1,190.
+    lines = (XQUAD / "queries.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    queries = tmp_path / "queries.jsonl"
+    queries.write_text("".join(lines[::6]), encoding="utf-8")
+    files = ("--queries", str(queries), "--qrels", str(XQUAD / "qrels/test.tsv"))
+    report = _shoal(cluster, "eval", "xquad", *files)
     found = {way: report[way]["nDCG@10"] for way in ("dense", "lexical", "hybrid", "reranked")}  # type: ignore[index]
     assert found["dense"] >= 0.935
     assert found["hybrid"] >= 0.975
     assert found["hybrid"] >= found["dense"] + 0.02
-    # Words alone are nearly perfect on these 200, and vectors depend a little on their batch.
+    # Vectors depend a little on their batch.
     assert found["hybrid"] >= found["lexical"] - 0.005
-    # 0.988 and 0.994 when measured.
+    # 0.978 and 0.991 when measured.
     assert found["reranked"] >= found["hybrid"] + 0.003
 
 
