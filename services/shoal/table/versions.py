@@ -15,12 +15,14 @@ from collections.abc import Callable, Set
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal
 
+from shoal.table import spaces
 from shoal.table.errors import (
     BuildInProgressError,
     NoPreviousVersionError,
     VersionConflictError,
     VersionNotFoundError,
     VersionNotReadyError,
+    VersionOfSpaceError,
     VersionServesError,
 )
 
@@ -68,6 +70,8 @@ class VersionRecord:
     dimension: int = 0
     # Whether its model has encoded every passage, so that none may be written without.
     encoded: bool = False
+    # The vector space that it belongs to; empty for the default one.
+    space: str = ""
 
 
 @dataclass(frozen=True)
@@ -120,17 +124,22 @@ def begin(
     encoder_model: str = "",
     encoder_bundle: str = "",
     dimension: int = 0,
+    space: str = "",
 ) -> IndexEntry:
-    """Enter a version that is being built. Raises BuildInProgressError.
+    """Enter a version that is being built. Raises BuildInProgressError, and what `model_of` does.
 
     encoder_model, encoder_bundle, dimension: of another model than the index's own; without it the
-    version has the model of the one in force.
+    version has the model of the one in force. space: that it is for; empty: the default one.
     """
     for version in entry.versions:
         if version.state == "building":
             raise BuildInProgressError(entry.name, version.number)
     number = entry.last_version + 1
-    if not encoder_model:
+    if space:
+        encoder_model, encoder_bundle, dimension = spaces.model_of(
+            entry, space, encoder_model, encoder_bundle, dimension
+        )
+    elif not encoder_model:
         encoder_model, encoder_bundle, dimension = model_in_force(entry)
     elif encoder_model == entry.encoder_model:
         encoder_bundle, dimension = "", 0
@@ -144,6 +153,7 @@ def begin(
         encoder_bundle=encoder_bundle,
         dimension=dimension,
         encoded=before is not None and before.encoded,
+        space=space,
     )
     failed = [each.number for each in entry.versions if each.state == "failed"]
     forgotten = set(failed[: max(0, len(failed) - KEPT_FAILED + 1)])
@@ -165,6 +175,7 @@ def finish(entry: IndexEntry, ended: VersionRecord) -> IndexEntry:
         encoder_bundle=before.encoder_bundle,
         dimension=before.dimension,
         encoded=before.encoded,
+        space=before.space,
     )
     if before.state != "building":
         if before.state == ended.state:
@@ -188,14 +199,15 @@ def note_encoded(entry: IndexEntry, number: int) -> IndexEntry:
 def change_rollout(entry: IndexEntry, rollout: RolloutRecord | None) -> IndexEntry:
     """Begin, change or end a rollout.
 
-    Raises VersionNotFoundError, VersionNotReadyError; VersionServesError if the candidate is in
-    force.
+    Raises VersionNotFoundError, VersionNotReadyError, VersionOfSpaceError; VersionServesError if
+    the candidate is in force.
     """
     if rollout is not None:
         if rollout.candidate == entry.index_version:
             raise VersionServesError(entry.name, rollout.candidate)
         if rollout.candidate != EXACT or entry.retired:
             version = find(entry, rollout.candidate)
+            spaces.require_default(entry, version)
             if version.state != "ready":
                 raise VersionNotReadyError(
                     entry.name, version.number, version.state, version.message
@@ -213,7 +225,7 @@ def promote(entry: IndexEntry, number: int, expected: int | None = None) -> Inde
     """Put a version in force.
 
     expected: only if this one is in force. Raises VersionConflictError, VersionNotFoundError,
-    VersionNotReadyError.
+    VersionNotReadyError, VersionOfSpaceError.
     """
     if entry.index_version == number:
         return entry
@@ -227,6 +239,7 @@ def promote(entry: IndexEntry, number: int, expected: int | None = None) -> Inde
     codebook_uri = ""
     if number != EXACT:
         version = find(entry, number)
+        spaces.require_default(entry, version)
         if version.state != "ready":
             raise VersionNotReadyError(entry.name, number, version.state, version.message)
         codebook_uri = version.codebook_uri
@@ -258,6 +271,7 @@ def retire(entry: IndexEntry, keep: int, serving: Set[int]) -> IndexEntry:
     """
     candidates = set() if entry.rollout is None else {entry.rollout.candidate}
     needed = {entry.index_version, entry.previous_version, *serving, *candidates}
+    needed |= spaces.in_force(entry).keys()
     ready = [
         each.number
         for each in entry.versions
@@ -300,7 +314,8 @@ def _retire_own_model(entry: IndexEntry) -> IndexEntry:
 def drop(entry: IndexEntry, number: int) -> IndexEntry:
     """Take a version out; with version 0 the model goes that the index was made with.
 
-    Raises VersionNotFoundError, VersionServesError, BuildInProgressError.
+    Raises VersionNotFoundError, VersionServesError, BuildInProgressError; VersionOfSpaceError for
+    the one that a space is searched by.
     """
     if number == entry.index_version:
         raise VersionServesError(entry.name, number)
@@ -309,6 +324,8 @@ def drop(entry: IndexEntry, number: int) -> IndexEntry:
     version = find(entry, number)
     if version.state == "building":
         raise BuildInProgressError(entry.name, number)
+    if number in spaces.in_force(entry):
+        raise VersionOfSpaceError(entry.name, number, version.space)
     previous = entry.previous_version
     return replace(
         _without_candidate(entry, {number}),
