@@ -63,6 +63,8 @@ class Broker(
         self.snapshots = {}
         # Of indexes that were scaled, by name.
         self.shards = {}
+        # Vector spaces of each index, by its name.
+        self.spaces = {}
 
     def documents(self, name, context):
         if name not in self.indexes:
@@ -87,6 +89,7 @@ class Broker(
         index.create_time.FromSeconds(MADE_AT)
         if self.kind != search_pb2.SEARCH_KIND_EXACT:
             index.live_recall, index.search_effort = 0.9618, self.effort
+        index.spaces.extend(self.spaces.get(name, ()))
         return index
 
     # Indexes
@@ -187,6 +190,37 @@ class Broker(
             message = f"version {request.version} of index {request.name!r} serves"
             abort(context, Reason.REASON_VERSION_SERVES, message)
         return indexes_pb2.DropIndexVersionResponse()
+
+    def AddSpace(self, request, context):
+        self.documents(request.name, context)
+        known = self.spaces.setdefault(request.name, [])
+        if request.space in [each.name for each in known]:
+            message = f"index {request.name!r} has a vector space {request.space!r} already"
+            abort(context, Reason.REASON_SPACE_EXISTS, message)
+        version = self.builds[0].versions[-1]
+        version.space, version.encoder_model = request.space, "code@fedcba987654"
+        version.encoder_bundle = request.encoder_bundle
+        known.append(
+            indexes_pb2.Space(
+                name=request.space,
+                state=indexes_pb2.SPACE_STATE_READY,
+                encoder_model=version.encoder_model,
+                index_version=version.number,
+                kind=search_pb2.SEARCH_KIND_IVF_PQ,
+                passage_count=2,
+                table_version=3,
+            )
+        )
+        return indexes_pb2.AddSpaceResponse(version=version)
+
+    def DropSpace(self, request, context):
+        known = self.spaces.get(request.name, [])
+        kept = [each for each in known if each.name != request.space]
+        if len(kept) == len(known):
+            message = f"index {request.name!r} has no vector space {request.space!r}"
+            abort(context, Reason.REASON_SPACE_NOT_FOUND, message)
+        self.spaces[request.name] = kept
+        return indexes_pb2.DropSpaceResponse()
 
     def SnapshotIndex(self, request, context):
         self.documents(request.name, context)
@@ -352,6 +386,9 @@ class Broker(
         self.cover(response.coverage, len(held))
         if request.explain:
             self.explain(response.explanation, request, rerank)
+        for space in request.spaces:
+            answered = response.spaces.add(space=space, index_version=7, encoder_model=ENCODER)
+            self.cover(answered.coverage, len(held))
         return response
 
     def cover(self, coverage, held):
@@ -372,6 +409,8 @@ class Broker(
         hit.provenance.encoder_model = ENCODER
         hit.provenance.reranker_model = RERANKER if rerank else ""
         hit.provenance.shard_server = "shard-server-0-0"
+        for space in request.spaces:
+            hit.provenance.spaces.add(space=space, rank=1, score=0.5)
 
     def explain(self, explanation, request, rerank):
         for stage, microseconds in ((1, 120), (2, 2_345), (3, 1_500), (4, 800), (5, 31_250)):
@@ -383,12 +422,14 @@ class Broker(
         explanation.reranker_model = RERANKER if rerank else ""
         explanation.epoch = 7
         explanation.broker = "broker-0"
-        explanation.shards.add(
-            shard_server="shard-server-0-0",
-            table_version=self.versions[request.index],
-            passages=len(self.indexes[request.index]),
-            kind=search_pb2.SEARCH_KIND_EXACT,
-        )
+        for space in request.spaces or [""]:
+            explanation.shards.add(
+                shard_server="shard-server-0-0",
+                table_version=self.versions[request.index],
+                passages=len(self.indexes[request.index]),
+                kind=search_pb2.SEARCH_KIND_EXACT,
+                space=space,
+            )
 
     # Cluster
 

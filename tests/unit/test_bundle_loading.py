@@ -76,6 +76,17 @@ def test_the_fingerprint_follows_what_decides_the_vectors(copy: Path) -> None:
     assert load_bundle(copy).fingerprint != same
 
 
+def test_a_card_says_what_kind_of_text_it_is_for_and_an_old_one_means_prose(copy: Path) -> None:
+    before = load_bundle(copy)
+    assert before.card.modality == "prose"  # The card in the repository does not say.
+    _change_card(copy, modality="code")
+    after = load_bundle(copy)
+    assert (after.card.modality, after.model) == ("code", before.model)
+    _change_card(copy, modality="music")
+    with pytest.raises(BundleInvalidError, match="modality: Input should be 'prose', 'code'"):
+        load_bundle(copy)
+
+
 def _publish(folder: Path, **modules: str) -> Path:
     """Lay the bundle out as sentence-transformers publishes it."""
     (folder / "onnx").mkdir(parents=True)

@@ -4,9 +4,10 @@ import ast
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
-from shoal.bundle.card import Agreement, BundleCard
+from shoal.bundle.card import Agreement, BundleCard, Modality
 from shoal.cli import export
 from shoal.cli.corpora import xquad
 from shoal.cli.main import app
@@ -43,11 +44,21 @@ def calls(monkeypatch):
                 source="a test",
                 agreement=Agreement(texts=200, mean=0.99, lowest=0.98, source="cosine"),
                 blend=options.get("blend"),
+                languages=options["origin"].languages if options.get("origin") else (),
+                modality=options["origin"].modality if options.get("origin") else "prose",
             )
 
         return call
 
-    fake = SimpleNamespace(export_encoder=exporter("encoder"), export_reranker=exporter("reranker"))
+    def origin(languages=(), licence="unknown", modality="prose"):
+        return SimpleNamespace(languages=languages, licence=licence, modality=modality)
+
+    fake = SimpleNamespace(
+        export_encoder=exporter("encoder"),
+        export_reranker=exporter("reranker"),
+        Origin=origin,
+        origin_of=lambda source: origin(("en",) * 12),
+    )
     monkeypatch.setattr(export, "_training", lambda: fake)
     return made
 
@@ -64,6 +75,21 @@ def test_an_encoder(calls, tmp_path):
     assert (sent["source"], sent["out"], sent["name"]) == ("weights", out, "my-encoder")
     assert len(sent["texts"]) == 240
     assert sent["texts"][0].startswith("Super Bowl 50. The Panthers defense")
+
+
+def test_what_an_encoder_is_for_is_said_and_shown(calls, tmp_path):
+    assert {each.value for each in export.Modality} == set(get_args(Modality))
+    command = ["export", "encoder", "weights", str(tmp_path / "e")]
+    named = ["--modality", "code", "--language", "de", "--language", "en"]
+    done = CliRunner().invoke(app, [*command, *named])
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert "Made for code in de, en." in done.stdout
+    assert calls["encoder"]["origin"].licence == "unknown"
+    many = CliRunner().invoke(app, [*command, "--modality", "captions"])
+    assert "Made for captions in en, en, en, en, en, en, en, en and 4 more" in many.stdout
+    plain = CliRunner().invoke(app, command)
+    assert "Made for prose, in languages that its card does not name." in plain.stdout
+    assert calls["encoder"]["origin"] is None
 
 
 def test_a_reranker(calls, tmp_path):

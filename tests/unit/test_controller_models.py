@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 from shoal.cluster.config import ClusterConfig, Scale
-from shoal.cluster.controller import Create, Observed, Remove, plan
+from shoal.cluster.controller import Create, Observed, Remove, plan, problems
 from shoal.cluster.index_plan import Growth, build_due, further_bundles
+from shoal.cluster.lag import ShardLag
+from shoal.internal.v1.topology_pb2 import Topology
 from shoal.internal.v1.writer_pb2 import CatalogEntry
 from shoal.v1.indexes_pb2 import IndexVersion, IndexVersionState, Rollout
 from shoal.v1.search_pb2 import SearchKind
@@ -23,9 +25,14 @@ class Models(World):
     def _answer(self, seen):
         answer = super()._answer(seen)
         for index in self.memory.topology.indexes:
-            for placement in index.candidate.placements:
-                if placement.shard_server == seen.id:
-                    answer.shards.extend(_ready(index.uid, index.candidate, placement.shards))
+            layouts = [index.candidate]
+            layouts += [
+                layout for each in index.spaces for layout in (each.serving, each.preparing)
+            ]
+            for layout in layouts:
+                for placement in layout.placements:
+                    if placement.shard_server == seen.id:
+                        answer.shards.extend(_ready(index.uid, layout, placement.shards))
         if seen.id == "encoder-0":
             answer.model = OLD
         elif seen.id.startswith("encoder-"):
@@ -127,6 +134,77 @@ def test_an_exact_version_gets_a_codebook_as_version_0_does_once_the_index_has_g
     assert build_due(exact, grown, None, 20_000, 100.0)
     exact.versions[0].kind = SearchKind.SEARCH_KIND_IVF_PQ
     assert not build_due(exact, grown, None, 20_000, 100.0)
+
+
+def spaced(*numbers, state=READY):
+    """An index with a space `code`, of some versions; the last one in a state."""
+    found = entry()
+    del found.versions[:]
+    for number in numbers:
+        found.versions.add(
+            number=number,
+            state=state if number == numbers[-1] else READY,
+            encoder_model=NEW,
+            encoder_bundle="/bundles/new",
+            dimension=4,
+            space="code",
+        )
+    return found
+
+
+def test_a_space_serves_once_it_is_loaded_and_encoded_and_until_its_next_version_is(world):
+    world.silent.add(FURTHER)
+    world.instances[FURTHER] = replace(world.instances[FURTHER], answer=None, answered_s=None)
+    world.catalogue = [spaced(1)]
+    world.run(10)
+    (space,) = index_of(world).spaces
+    assert (space.HasField("serving"), space.preparing.index_version) == (False, 1)
+    said = "vector space code of index docs is being loaded for the first time"
+    assert said in problems(world.config, world.memory, world.observed(), world.now_s)
+    world.silent.discard(FURTHER)
+    world.run(10)
+    (space,) = index_of(world).spaces
+    assert (space.serving.index_version, space.HasField("preparing")) == (1, False)
+    assert (space.serving.encoder_model, space.encoder_model) == (NEW, NEW)
+    assert index_of(world).serving.index_version == 0
+
+    building = IndexVersionState.INDEX_VERSION_STATE_BUILDING
+    world.catalogue = [spaced(1, 2, state=building)]
+    world.step()
+    (space,) = index_of(world).spaces
+    assert (space.serving.index_version, space.state) == (1, building)
+    world.catalogue = [spaced(1, 2)]
+    world.step()
+    (space,) = index_of(world).spaces
+    assert (space.serving.index_version, space.preparing.index_version) == (1, 2)
+    world.run(10)
+    (space,) = index_of(world).spaces
+    assert (space.serving.index_version, space.HasField("preparing")) == (2, False)
+    world.memory = replace(world.memory, scale=Scale(encoders=1, shards=2, shard_servers=2))
+    for _ in range(20):
+        world.run(1)
+        (space,) = index_of(world).spaces
+        assert space.HasField("serving")
+    assert space.serving.shard_count == 2
+    world.catalogue = [entry(version=1)]
+    world.step()
+    assert not index_of(world).spaces
+
+
+def test_a_space_keeps_no_codebook_from_the_default_one_and_holds_its_shard_servers(world):
+    grown = Growth(50_000, 0.0)
+    found = spaced(1)
+    found.versions[0].kind = SearchKind.SEARCH_KIND_IVF_PQ
+    found.row_count = 50_000
+    assert build_due(found, grown, None, 20_000, 100.0)
+    world.catalogue = [spaced(1)]
+    world.run(10)
+    held = ShardLag(world.memory.topology)
+    without = Topology()
+    without.CopyFrom(world.memory.topology)
+    del without.indexes[0].spaces[:]
+    # Until the brokers have followed, the shard servers keep it.
+    assert held.advance(without, brokers_follow=False, now_s=0.0) == world.memory.topology
 
 
 def test_while_the_catalogue_is_not_known_they_stay(world):

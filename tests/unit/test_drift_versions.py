@@ -15,7 +15,7 @@ from shoal.table import DocumentRows, PassageSpan, PassageTable, build_batch
 from shoal.table.catalogue import IndexEntry
 from shoal.table.feedback import FeedbackTable
 from shoal.table.schema import ModelVectors
-from shoal.table.versions import Space, VersionRecord, space_in_force
+from shoal.table.versions import InForce, VersionRecord, in_force_of
 from shoal.writer.config import WriterSettings
 from shoal.writer.drift import DriftThread, DriftWatch
 
@@ -38,16 +38,16 @@ ENTRY = IndexEntry(
 )
 
 
-def of_version(number: int) -> Space:
-    return space_in_force(replace(ENTRY, index_version=number))
+def of_version(number: int) -> InForce:
+    return in_force_of(replace(ENTRY, index_version=number))
 
 
-def sample_of(space: Space, seed: int = 0) -> StoreQuerySampleRequest:
-    vectors = np.random.default_rng(seed).normal(size=(MIN_SAMPLE, space.dimension))
+def sample_of(in_force: InForce, seed: int = 0) -> StoreQuerySampleRequest:
+    vectors = np.random.default_rng(seed).normal(size=(MIN_SAMPLE, in_force.dimension))
     return StoreQuerySampleRequest(
         index_uid="uid",
-        index_version=space.index_version,
-        encoder_model=space.model,
+        index_version=in_force.index_version,
+        encoder_model=in_force.model,
         asked_count=MIN_SAMPLE,
         vectors=vectors.astype("<f4").tobytes(),
         texts=["whale"] * MIN_SAMPLE,
@@ -97,10 +97,10 @@ def watch(tmp_path: Path) -> Iterator[DriftWatch]:
     thread.close()
 
 
-def test_the_space_in_force_is_that_of_the_versions_model() -> None:
-    assert of_version(0) == Space(0, OLD, DIMENSION, "")
-    assert of_version(1) == Space(1, OLD, DIMENSION, "")
-    assert of_version(2) == Space(2, NEW, NEW_DIMENSION, NEW)
+def test_the_vectors_in_force_are_those_of_the_versions_model() -> None:
+    assert of_version(0) == InForce(0, OLD, DIMENSION, "")
+    assert of_version(1) == InForce(1, OLD, DIMENSION, "")
+    assert of_version(2) == InForce(2, NEW, NEW_DIMENSION, NEW)
 
 
 def test_after_a_rollout_questions_and_passages_are_of_the_new_model(watch: DriftWatch) -> None:
@@ -135,8 +135,8 @@ def test_after_a_rollout_questions_and_passages_are_of_the_new_model(watch: Drif
 
 
 def test_a_sample_of_another_shape_is_refused(watch: DriftWatch) -> None:
-    space = of_version(2)
-    wrong = sample_of(space)
+    in_force = of_version(2)
+    wrong = sample_of(in_force)
     wrong.vectors = wrong.vectors[:-4]
     with pytest.raises(InvalidFieldError, match=f"rows of {NEW_DIMENSION} numbers"):
-        watch.add(wrong, space)
+        watch.add(wrong, in_force)

@@ -37,6 +37,7 @@ PUBLIC = [
 ]
 
 METHODS = [
+    "add_space",
     "batch_search",
     "build_index_version",
     "clean_index",
@@ -48,6 +49,7 @@ METHODS = [
     "describe_rollout",
     "drop_index",
     "drop_index_version",
+    "drop_space",
     "export_feedback",
     "get",
     "index_versions",

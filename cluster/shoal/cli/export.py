@@ -24,6 +24,7 @@ app = typer.Typer(
 
 # Texts, or pairs, on which the bundle is compared with its weights.
 COMPARED: Final = 240
+_SHOWN_LANGUAGES: Final = 8
 
 
 class Precision(StrEnum):
@@ -32,6 +33,14 @@ class Precision(StrEnum):
     INT8 = "int8"
     FP16 = "fp16"
     FP32 = "fp32"
+
+
+class Modality(StrEnum):
+    """Kind of text that a bundle is for."""
+
+    PROSE = "prose"
+    CODE = "code"
+    CAPTIONS = "captions"
 
 
 Source = Annotated[
@@ -83,6 +92,9 @@ def encoder(
             show_default=False,
         ),
     ] = None,
+    modality: Annotated[
+        Modality, typer.Option(help="Kind of text that it is for; captions: of pictures.")
+    ] = Modality.PROSE,
     licence: Annotated[
         str | None, typer.Option(help="Of the weights, SPDX.", show_default=False)
     ] = None,
@@ -91,9 +103,11 @@ def encoder(
     """Export a sentence encoder."""
     export = _training()
     origin = None
-    if language or licence:
+    if language or licence or modality is not Modality.PROSE:
         known = export.origin_of(source)
-        origin = export.Origin(tuple(language or known.languages), licence or known.licence)
+        origin = export.Origin(
+            tuple(language or known.languages), licence or known.licence, modality.value
+        )
     compared = list(islice(_texts(texts or xquad().documents).values(), COMPARED))
     with progress("exporting the encoder") as advance:
         card = export.export_encoder(
@@ -198,6 +212,7 @@ def _print_card(card: BundleCard, out: Path, *, as_json: bool) -> None:
         print_json({"bundle": str(out), "card": card.model_dump(mode="json")})
         return
     say(f"{out} is a bundle: {card.name}, {card.kind}, {card.precision}.", "bold")
+    say(f"Made for {card.modality}{_languages(card)}.")
     if card.agreement is not None:
         measured = card.agreement
         say(
@@ -205,3 +220,12 @@ def _print_card(card: BundleCard, out: Path, *, as_json: bool) -> None:
             f"{measured.texts} texts ({measured.source})"
         )
     say(f"To serve it, put `{card.kind}: {{bundle: {out}}}` in the topology file.", "dim")
+
+
+def _languages(card: BundleCard) -> str:
+    """The languages that a card names, the first few of many."""
+    if not card.languages:
+        return ", in languages that its card does not name"
+    more = len(card.languages) - _SHOWN_LANGUAGES
+    shown = ", ".join(card.languages[:_SHOWN_LANGUAGES])
+    return f" in {shown}" + (f" and {more} more languages" if more > 0 else "")

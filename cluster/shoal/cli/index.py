@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from shoal.cli import plan, versions
+from shoal.cli import plan, spaces, versions
 from shoal.cli.options import (
     AsJson,
     Endpoint,
@@ -28,6 +28,8 @@ app.command("versions")(versions.versions)
 app.command("promote")(versions.promote)
 app.command("rollback")(versions.rollback)
 app.command("drop-version")(versions.drop_version)
+app.command("add-space")(spaces.add_space)
+app.command("drop-space")(spaces.drop_space)
 
 COLUMNS = (
     *("index", "state", "documents", "passages", "shards", "search", "recall"),
@@ -237,6 +239,7 @@ def _print_description(found: DescribeIndexResponse) -> None:
         )
     if index.search_effort:
         say(_live_line(index, found), "yellow" if index.search_effort > 1 else "dim")
+    spaces.print_spaces(index.spaces)
     say("")
     rows = [
         (

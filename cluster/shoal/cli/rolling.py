@@ -133,7 +133,11 @@ class Rolling:
             IndexVersionState.INDEX_VERSION_STATE_BUILDING,
         )
         model, found = self._plan.model, self._client.index_versions(self._plan.index).versions
-        mine = [each for each in found if each.encoder_model == model and each.state in usable]
+        mine = [
+            each
+            for each in found
+            if each.encoder_model == model and each.state in usable and not each.space
+        ]
         return mine[-1] if mine else None
 
     def load(self, candidate: int, canary_share: float = 0.0) -> None:

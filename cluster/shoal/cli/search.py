@@ -9,7 +9,9 @@ from shoal.cli.options import AsJson, Endpoint, Filter, IndexName, Timeout, conn
 from shoal.cli.output import print_message, print_table, printable, say, snippet
 
 if TYPE_CHECKING:
-    from shoal.v1.search_pb2 import Coverage, Explanation, Hit, SearchResponse
+    from collections.abc import Iterable
+
+    from shoal.v1.search_pb2 import Coverage, Explanation, Hit, SearchResponse, SpaceAnswer
 
 
 def search(
@@ -53,6 +55,15 @@ def search(
             show_default=False,
         ),
     ] = None,
+    space: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SPACE",
+            help="A vector space to search, `default` or another one; given more than once, they "
+            "are fused.",
+            show_default=False,
+        ),
+    ] = None,
     min_table_version: Annotated[
         int,
         typer.Option(min=0, metavar="VERSION", help="Answer from this table version or later."),
@@ -90,6 +101,7 @@ def search(
             hybrid=hybrid,
             lexical_weight=1.0 if lexical_only else lexical_weight,
             bypass_cache=not cache,
+            spaces=space or (),
             timeout_s=timeout,
         )
     if as_json:
@@ -110,6 +122,8 @@ def print_answer(answer: SearchResponse, *, brief: bool = False) -> None:
         if hit.HasField("provenance") and not brief:
             _print_provenance(hit)
     print_coverage(answer.coverage, always=answer.HasField("explanation"))
+    if len(answer.spaces) > 1 and not brief:
+        _print_spaces(answer.spaces)
     if answer.HasField("explanation"):
         _print_times(answer.explanation)
         if not brief:
@@ -139,6 +153,9 @@ def _print_provenance(hit: Hit) -> None:
     ranks = ("vectors", from_.dense_rank), ("words", from_.lexical_rank)
     if found := [f"{rank} by {kind}" for kind, rank in ranks if rank]:
         say(f"     rank {', rank '.join(found)}", "dim")
+    if from_.spaces:
+        where = ", ".join(f"{each.space} (rank {each.rank})" for each in from_.spaces)
+        say(f"     found in {where}", "dim")
     say(f"     sha-256 of the document {hit.content_hash.hex()}", "dim")
 
 
@@ -161,6 +178,16 @@ def print_coverage(coverage: Coverage, *, always: bool = False) -> None:
         say(f"  {stage} was cut: {printable(cut.message)} [{cut.reason}]", "yellow")
 
 
+def _print_spaces(answers: Iterable[SpaceAnswer]) -> None:
+    for each in answers:
+        covered = each.coverage
+        say(
+            f"Space {each.space}: {each.encoder_model}, index version {each.index_version}, "
+            f"{covered.shards_searched} of {covered.shards_total} shards",
+            "dim" if covered.complete else "yellow",
+        )
+
+
 def _print_times(explanation: Explanation) -> None:
     from shoal.cli.plain import enum_name, milliseconds
     from shoal.v1.search_pb2 import Stage
@@ -176,17 +203,18 @@ def _print_explanation(explanation: Explanation) -> None:
     from shoal.cli.plain import enum_name
     from shoal.v1.search_pb2 import CacheState, SearchKind
 
+    spaces = {each.space for each in explanation.shards} or {""}
     cache = enum_name(CacheState.DESCRIPTOR, explanation.cache).lower().replace("_", " ")
     say(
-        f"Cache: {cache}. Broker {explanation.broker}, epoch {explanation.epoch}, "
-        f"index version {explanation.index_version}."
+        f"Cache: {cache}. Broker {explanation.broker}, epoch {explanation.epoch}"
+        + (f", index version {explanation.index_version}." if len(spaces) == 1 else ".")
     )
-    say(
-        f"Models: {explanation.encoder_model}"
-        + (f", {explanation.reranker_model}" if explanation.reranker_model else "")
-    )
+    models = (explanation.encoder_model, explanation.reranker_model)
+    say(f"Models: {', '.join(each for each in models if each)}")
+    named = spaces != {""}
     rows = [
         (
+            *((each.space,) if named else ()),
             each.shard,
             each.shard_server,
             f"{each.passages:,}",
@@ -197,7 +225,10 @@ def _print_explanation(explanation: Explanation) -> None:
         for each in explanation.shards
     ]
     print_table(
-        ("shard", "server", "passages", "matching", "search", "table version"),
+        (
+            *(("space",) if named else ()),
+            *("shard", "server", "passages", "matching", "search", "table version"),
+        ),
         rows,
         numbers=("shard", "passages", "matching", "table version"),
     )

@@ -61,6 +61,13 @@ def build(
             help="Folder of another encoder, which all machines reach, to encode all passages by.",
         ),
     ] = None,
+    space: Annotated[
+        str,
+        typer.Option(
+            help="The vector space that it is for, in which it then serves; default: none of them.",
+            show_default=False,
+        ),
+    ] = "",
     endpoint: Endpoint = None,
     as_json: AsJson = False,
     timeout: Timeout = 3600.0,
@@ -73,6 +80,7 @@ def build(
             recall_target=recall,
             kind=kind_number(kind or "auto"),
             encoder_bundle="" if encoder is None else str(encoder.resolve()),
+            space=space,
             timeout_s=min(timeout, 60.0),
         )
         if wait:
@@ -87,7 +95,7 @@ def build(
         )
         if version.message:
             note(f"Version {version.number} is {version.message}.")
-        if not promote:
+        if not promote and not space:
             note(f"Make it serve with `shoal index promote {name} {version.number}`.")
     else:
         say(f"Version {version.number} of {name} is being built.")
@@ -160,6 +168,8 @@ def _row(version: IndexVersion, found: ListIndexVersionsResponse) -> tuple[objec
         remark = f"{version.progress.done:.0%}, {version.progress.stage}"
     elif version.number == found.serving_version:
         remark = "serves"
+    elif version.space and not remark:
+        remark = f"of space {version.space}"
     elif found.HasField("previous_version") and version.number == found.previous_version:
         remark = "served before: `rollback` leads to it"
     ready = version.state == IndexVersionState.INDEX_VERSION_STATE_READY

@@ -121,14 +121,17 @@ class Builds:
         recall_target: float = 0.0,
         kind: int = 0,
         encoder_bundle: str = "",
+        space: str = "",
     ) -> IndexVersion:
         """Begin a build, and return its version. Raises ServiceError.
 
         recall_target, kind: as the protos number it; 0 means the index's. encoder_bundle: of the
-        model that is to encode it; empty means the one in force.
+        model that is to encode it; empty means the one in force. space: that it is for, a new one
+        if there is a bundle; empty means the default one.
         """
         facts = await self._facts(encoder_bundle)
-        if kind == SearchKind.SEARCH_KIND_EXACT and facts.model in ("", entry.encoder_model):
+        own = not space and facts.model in ("", entry.encoder_model)
+        if kind == SearchKind.SEARCH_KIND_EXACT and own:
             raise InvalidFieldError(
                 "kind", "is EXACT: version 0 is exact search by the index's own model: promote that"
             )
@@ -144,6 +147,7 @@ class Builds:
                     encoder_model=facts.model,
                     encoder_bundle=encoder_bundle,
                     dimension=facts.dimension,
+                    space=space,
                 )
             )
         except BaseException:

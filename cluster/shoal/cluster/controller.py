@@ -21,12 +21,14 @@ from shoal.cluster.index_plan import (
     build_due,
     further_bundles,
     interrupted_build,
+    is_encoded,
     plan_index,
     serves,
 )
 from shoal.cluster.placement import further_encoders, is_declared_encoder, wanted_instances
 from shoal.internal.v1.topology_pb2 import IndexPlacement, PublishTopologyResponse, Topology
 from shoal.internal.v1.writer_pb2 import CatalogEntry
+from shoal.rpc.topology import placed_spaces
 from shoal.v1.cluster_pb2 import Instance, InstanceState, Role
 
 # An instance is asked twice a second: three silences in a row are no coincidence.
@@ -218,12 +220,29 @@ def _index_problems(memory: Memory, observed: Observed, now_s: float) -> list[st
             )
         elif index.serving.shard_count != memory.scale_of(index.uid).shards:
             found.append(f"index {index.name} is to be divided otherwise")
+        found += _space_problems(index, answers)
         found += _notes(index, answers)
     found += [
         f"index {entry.name}: {entry.drift_alert}"
         for entry in observed.catalogue or ()
         if entry.drift_alert
     ]
+    return found
+
+
+def _space_problems(
+    index: IndexPlacement, answers: Mapping[str, PublishTopologyResponse]
+) -> list[str]:
+    found = []
+    for space in index.spaces:
+        what = f"vector space {space.name} of index {index.name}"
+        if space.HasField("serving"):
+            if not serves(space.serving, index.uid, answers):
+                found.append(f"{what} has shards that no shard server has ready")
+            elif not is_encoded(space.serving, answers):
+                found.append(f"{what} has no encoder that answers")
+        elif space.HasField("preparing"):
+            found.append(f"{what} is being loaded for the first time")
     return found
 
 
@@ -343,7 +362,8 @@ def _plan_draining(
     needed = {
         placement.shard_server
         for index in indexes
-        for layout in (index.serving, index.preparing)
+        for placed in placed_spaces(index)
+        for layout in (placed.serving, placed.preparing)
         for placement in layout.placements
     }
     return {

@@ -176,10 +176,12 @@ class ControllerLoop:
         recall_target: float = 0.0,
         kind: int = 0,
         encoder_bundle: str = "",
+        space: str = "",
     ) -> IndexVersion:
         """Begin to build a version of an index. Raises ServiceError.
 
         recall_target, kind: 0 means the index's. encoder_bundle: empty means the model in force.
+        space: empty means the default one.
         """
         await self._read_catalogue()
         if self._catalogue is None:
@@ -193,6 +195,7 @@ class ControllerLoop:
                     recall_target=recall_target,
                     kind=kind,
                     encoder_bundle=encoder_bundle,
+                    space=space,
                 )
         raise ServiceError(
             Reason.REASON_INDEX_NOT_FOUND, f"there is no index {name!r}: create it first"

@@ -144,6 +144,7 @@ class ControllerService(ControllerServiceServicer):
             recall_target=request.recall_target,
             kind=request.kind,
             encoder_bundle=request.encoder_bundle,
+            space=request.space,
         )
         return StartBuildResponse(version=version)
 

@@ -21,9 +21,14 @@ from typing import Final
 
 from shoal.cluster.config import Scale
 from shoal.cluster.placement import place
-from shoal.internal.v1.topology_pb2 import IndexPlacement, Layout, PublishTopologyResponse
+from shoal.internal.v1.topology_pb2 import (
+    IndexPlacement,
+    Layout,
+    PublishTopologyResponse,
+    SpacePlacement,
+)
 from shoal.internal.v1.writer_pb2 import CatalogEntry
-from shoal.v1.indexes_pb2 import IndexVersionState
+from shoal.v1.indexes_pb2 import IndexVersion, IndexVersionState
 from shoal.v1.search_pb2 import SearchKind
 
 # A first version is built when an index has stopped growing: a codebook fits the data it has seen.
@@ -79,7 +84,11 @@ def build_due(
     A version of another model that is searched exactly has none, as version 0.
     """
     failed, exact = IndexVersionState.INDEX_VERSION_STATE_FAILED, SearchKind.SEARCH_KIND_EXACT
-    others = [each for each in entry.versions if each.state != failed and each.kind != exact]
+    others = [
+        each
+        for each in entry.versions
+        if each.state != failed and each.kind != exact and not each.space
+    ]
     # A build of now would put the model of now in force again after the rollout.
     if entry.codebook_uri or others or entry.HasField("rollout"):
         return False
@@ -126,6 +135,7 @@ def plan_index(
         feedback_disabled=entry.feedback_disabled,
     )
     wanted = layout_of(entry, scale, entry.index_version)
+    index.spaces.extend(_plan_spaces(entry, before, scale, answers))
     if entry.HasField("rollout") and entry.rollout.candidate_version != entry.index_version:
         index.rollout.CopyFrom(entry.rollout)
         index.candidate.CopyFrom(layout_of(entry, scale, entry.rollout.candidate_version))
@@ -144,6 +154,56 @@ def plan_index(
     if standby is not None and keeps_standby(standby.index_version):
         index.standby.CopyFrom(standby)
     return index
+
+
+def _plan_spaces(
+    entry: CatalogEntry,
+    before: IndexPlacement | None,
+    scale: Scale,
+    answers: Mapping[str, PublishTopologyResponse],
+) -> list[SpacePlacement]:
+    """Decide the layouts of an index's spaces: each is searched by its newest READY version."""
+    known = {each.name: each for each in (before.spaces if before is not None else ())}
+    versions: dict[str, list[IndexVersion]] = {}
+    for each in entry.versions:
+        if each.space:
+            versions.setdefault(each.space, []).append(each)
+    plans = []
+    for name, own in sorted(versions.items()):
+        newest = own[-1]
+        placed = SpacePlacement(
+            name=name,
+            state=newest.state,
+            message=newest.message,
+            encoder_model=newest.encoder_model,
+            dimension=newest.dimension or entry.dimension,
+        )
+        ready = [
+            each.number for each in own if each.state == IndexVersionState.INDEX_VERSION_STATE_READY
+        ]
+        if ready:
+            wanted = layout_of(entry, scale, ready[-1])
+            _place_space(placed, known.get(name), wanted, entry.uid, answers)
+        plans.append(placed)
+    return plans
+
+
+def _place_space(
+    placed: SpacePlacement,
+    before: SpacePlacement | None,
+    wanted: Layout,
+    uid: str,
+    answers: Mapping[str, PublishTopologyResponse],
+) -> None:
+    """What serves goes on until all of what is wanted is ready, and its queries can be encoded."""
+    serving = before.serving if before is not None and before.HasField("serving") else None
+    ready = serves(wanted, uid, answers) if serving is None else _is_ready(wanted, uid, answers)
+    if wanted == serving or (ready and is_encoded(wanted, answers)):
+        placed.serving.CopyFrom(wanted)
+        return
+    placed.preparing.CopyFrom(wanted)
+    if serving is not None:
+        placed.serving.CopyFrom(serving)
 
 
 def _standby(

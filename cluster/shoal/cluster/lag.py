@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from shoal.internal.v1.topology_pb2 import Topology
+from shoal.rpc.topology import layouts_of
 
 LAG_S: Final = 2.0
 
@@ -41,7 +42,7 @@ def _held(topology: Topology) -> set[tuple[str, str, int, int, int]]:
     return {
         (placement.shard_server, index.uid, layout.index_version, layout.shard_count, shard)
         for index in topology.indexes
-        for layout in (index.serving, index.preparing, index.standby, index.candidate)
+        for layout in layouts_of(index)
         for placement in layout.placements
         for shard in placement.shards
     }

@@ -29,6 +29,7 @@ from shoal.client._errors import error_of
 from shoal.client._feedback import AsyncFeedbackCalls
 from shoal.client._rollouts import AsyncRolloutCalls
 from shoal.client._snapshots import AsyncSnapshotCalls
+from shoal.client._spaces import AsyncSpaceCalls
 from shoal.client._upsert import (
     LostStreamError,
     OnAcknowledge,
@@ -77,7 +78,7 @@ _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
 
 
-class AsyncClient(AsyncRolloutCalls, AsyncSnapshotCalls, AsyncFeedbackCalls):
+class AsyncClient(AsyncRolloutCalls, AsyncSnapshotCalls, AsyncSpaceCalls, AsyncFeedbackCalls):
     """Talks to one broker or several."""
 
     def __init__(
@@ -158,6 +159,7 @@ class AsyncClient(AsyncRolloutCalls, AsyncSnapshotCalls, AsyncFeedbackCalls):
         lexical_weight: float | None = None,
         no_feedback: bool = False,
         index_version: int | None = None,
+        spaces: Sequence[str] = (),
         timeout_s: float = 10.0,
     ) -> SearchResponse:
         """Rank the passages of an index for a question, or for a vector.
@@ -182,6 +184,7 @@ class AsyncClient(AsyncRolloutCalls, AsyncSnapshotCalls, AsyncFeedbackCalls):
             lexical_weight=lexical_weight,
             no_feedback=no_feedback,
             index_version=index_version,
+            spaces=spaces,
         )
         return await self._call(self._search.Search, request, timeout_s)
 
@@ -349,6 +352,7 @@ class AsyncClient(AsyncRolloutCalls, AsyncSnapshotCalls, AsyncFeedbackCalls):
         recall_target: float | None = None,
         kind: SearchKind.ValueType = SearchKind.SEARCH_KIND_UNSPECIFIED,
         encoder_bundle: str = "",
+        space: str = "",
         timeout_s: float = 10.0,
     ) -> IndexVersion:
         """Begin to build a version of an index, beside the one that serves; return it.
@@ -356,6 +360,7 @@ class AsyncClient(AsyncRolloutCalls, AsyncSnapshotCalls, AsyncFeedbackCalls):
         promote: make it serve once it is ready. `index_versions` says how far it is.
         recall_target, kind: those of the index, unless they are given. encoder_bundle: folder of
         the bundle that is to encode it, which all machines reach; empty: the model that serves.
+        space: the vector space that it is for, in place of the default one.
         """
         request = BuildIndexVersionRequest(
             name=name,
@@ -363,6 +368,7 @@ class AsyncClient(AsyncRolloutCalls, AsyncSnapshotCalls, AsyncFeedbackCalls):
             recall_target=recall_target,
             kind=kind,
             encoder_bundle=encoder_bundle,
+            space=space,
         )
         return (await self._call(self._indexes.BuildIndexVersion, request, timeout_s)).version
 

@@ -74,6 +74,7 @@ def search_request(
     lexical_weight: float | None = None,
     no_feedback: bool = False,
     index_version: int | None = None,
+    spaces: Sequence[str] = (),
 ) -> SearchRequest:
     """One search: what `Client.search` sends, and what `Client.batch_search` takes many of.
 
@@ -86,6 +87,8 @@ def search_request(
     1, where 1 is words alone; None means the cluster's default. no_feedback: keep nothing of this
     search to learn from.
     index_version: search in this version, which must be loaded; None means the one that serves.
+    spaces: the vector spaces to search, fused if they are several; none means the default one,
+    `default`.
     What each field means is written in `shoal/v1/search.proto`.
     """
     request = SearchRequest(
@@ -101,6 +104,7 @@ def search_request(
         no_feedback=no_feedback,
         group=None if hits_per_document is None else Group(per_document=hits_per_document),
         index_version=index_version,
+        spaces=_names(spaces),
     )
     if not hybrid or lexical_weight is not None:
         request.hybrid.CopyFrom(Hybrid(disabled=not hybrid, lexical_weight=lexical_weight))
@@ -109,6 +113,13 @@ def search_request(
     else:
         request.vector.CopyFrom(vectors(query))
     return request
+
+
+def _names(spaces: Sequence[str]) -> list[str]:
+    if isinstance(spaces, str):
+        # It would be taken for a sequence of names of one letter each.
+        raise TypeError(f"spaces come as a list: [{spaces!r}]")
+    return list(spaces)
 
 
 def context_request(

@@ -20,6 +20,7 @@ from shoal.client._errors import error_of
 from shoal.client._feedback import FeedbackCalls
 from shoal.client._rollouts import RolloutCalls
 from shoal.client._snapshots import SnapshotCalls
+from shoal.client._spaces import SpaceCalls
 from shoal.client._sync_upsert import UpsertStream
 from shoal.client._upsert import (
     LostStreamError,
@@ -69,7 +70,7 @@ _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
 
 
-class Client(RolloutCalls, SnapshotCalls, FeedbackCalls):
+class Client(RolloutCalls, SnapshotCalls, SpaceCalls, FeedbackCalls):
     """Talks to one broker or several."""
 
     def __init__(
@@ -150,6 +151,7 @@ class Client(RolloutCalls, SnapshotCalls, FeedbackCalls):
         lexical_weight: float | None = None,
         no_feedback: bool = False,
         index_version: int | None = None,
+        spaces: Sequence[str] = (),
         timeout_s: float = 10.0,
     ) -> SearchResponse:
         """Rank the passages of an index for a question, or for a vector.
@@ -174,6 +176,7 @@ class Client(RolloutCalls, SnapshotCalls, FeedbackCalls):
             lexical_weight=lexical_weight,
             no_feedback=no_feedback,
             index_version=index_version,
+            spaces=spaces,
         )
         return self._call(self._search.Search, request, timeout_s)
 
@@ -335,6 +338,7 @@ class Client(RolloutCalls, SnapshotCalls, FeedbackCalls):
         recall_target: float | None = None,
         kind: SearchKind.ValueType = SearchKind.SEARCH_KIND_UNSPECIFIED,
         encoder_bundle: str = "",
+        space: str = "",
         timeout_s: float = 10.0,
     ) -> IndexVersion:
         """Begin to build a version of an index, beside the one that serves; return it.
@@ -342,6 +346,7 @@ class Client(RolloutCalls, SnapshotCalls, FeedbackCalls):
         promote: make it serve once it is ready. `index_versions` says how far it is.
         recall_target, kind: those of the index, unless they are given. encoder_bundle: folder of
         the bundle that is to encode it, which all machines reach; empty: the model that serves.
+        space: the vector space that it is for, in place of the default one.
         """
         request = BuildIndexVersionRequest(
             name=name,
@@ -349,6 +354,7 @@ class Client(RolloutCalls, SnapshotCalls, FeedbackCalls):
             recall_target=recall_target,
             kind=kind,
             encoder_bundle=encoder_bundle,
+            space=space,
         )
         return self._call(self._indexes.BuildIndexVersion, request, timeout_s).version
 

@@ -66,6 +66,10 @@ CODES: Final[dict[Reason.ValueType, grpc.StatusCode]] = {
     Reason.REASON_NO_PREVIOUS_VERSION: grpc.StatusCode.FAILED_PRECONDITION,
     Reason.REASON_FEEDBACK_DISABLED: grpc.StatusCode.FAILED_PRECONDITION,
     Reason.REASON_TOO_FEW_QUERIES: grpc.StatusCode.FAILED_PRECONDITION,
+    Reason.REASON_SPACE_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    Reason.REASON_SPACE_EXISTS: grpc.StatusCode.ALREADY_EXISTS,
+    Reason.REASON_TOO_MANY_SPACES: grpc.StatusCode.FAILED_PRECONDITION,
+    Reason.REASON_VERSION_OF_SPACE: grpc.StatusCode.FAILED_PRECONDITION,
 }
 
 # Peers that never reached Shoal's code (a refused connection, a proxy) send a bare status.

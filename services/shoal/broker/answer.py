@@ -21,6 +21,8 @@ from shoal.v1.search_pb2 import (
     SearchRequest,
     SearchResponse,
     ShardExplanation,
+    SpaceAnswer,
+    SpaceRank,
     Stage,
     StageCut,
 )
@@ -44,6 +46,8 @@ class Ranked:
     lexical_rank: int = 0
     vector: NDArray[np.float32] | None = None
     """Of those that are to be reranked, as far as they came along."""
+    spaces: list[SpaceRank] = field(default_factory=list)
+    """The spaces that found it, best rank first; empty where none was named."""
 
 
 @dataclass
@@ -106,9 +110,20 @@ def build_response(
                     shard_server=each.server,
                     dense_rank=each.dense_rank,
                     lexical_rank=each.lexical_rank,
+                    spaces=each.spaces,
                 )
             )
     response.hits.extend([each.hit for each in ranked])
+    if request.spaces:
+        response.spaces.append(
+            SpaceAnswer(
+                space=route.space,
+                index_version=route.index_version,
+                encoder_model=route.encoder_model,
+                coverage=coverage,
+                table_version=response.table_version,
+            )
+        )
     if request.explain:
         response.explanation.CopyFrom(
             Explanation(
@@ -125,6 +140,7 @@ def build_response(
                         passages_matching=(
                             trace.matching_counts.get(state.shard) if state.ready else None
                         ),
+                        space=route.space if request.spaces else "",
                     )
                     for server, state in sorted(states, key=lambda each: each[1].shard)
                 ],

@@ -87,7 +87,8 @@ class AnswerTokens:
             index_uid=route.uid,
             index_version=route.index_version,
             table_version=response.table_version,
-            encoder_model=route.encoder_model,
+            encoder_model=",".join(each.encoder_model for each in response.spaces)
+            or route.encoder_model,
             reranker_model=",".join(rerankers) if reranked else "",
             query=query,
             hits=[

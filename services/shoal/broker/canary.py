@@ -132,7 +132,8 @@ class Canary:
         self._known = {key: known for key, known in self._known.items() if key in keys}
 
     def _side(self, request: SearchRequest, serving: IndexRoute, route: IndexRoute) -> Side | None:
-        if not _has_canary(serving) or not request.text or request.HasField("index_version"):
+        named = request.HasField("index_version") or request.spaces
+        if not _has_canary(serving) or not request.text or named:
             return None
         sides = self._known.setdefault(_key(serving), _Sides())
         return sides.serving if route is serving else sides.candidate

@@ -144,11 +144,15 @@ class DocumentsServer(DocumentServiceServicer):
         return purged
 
     async def _reached(self, index: str, version: int, deadline: Deadline) -> None:
-        """Wait until every copy of every shard has a table version, as far as there is time."""
+        """Wait until every copy of every shard, in every space, has a table version.
+
+        As far as there is time.
+        """
         while not deadline.passed:
             await self._probe.refresh(deadline)
             # Anew each time: shards of a layout that serves no more never get there.
-            if self._probe.reached(self._routes().index(index), version):
+            route = self._routes().index(index)
+            if all(self._probe.reached(each, version) for each in (route, *route.spaces.values())):
                 return
             await asyncio.sleep(min(_LOOK_S, deadline.budget_s))
 

@@ -230,7 +230,7 @@ class FanOut:
         deadline: Deadline,
     ) -> GroupAnswer:
         # Queries that wait for a version must not make others wait with them.
-        key = (route.key, group.shards, query.min_table_version)
+        key = ("search", route.key, group.shards)
         if query.min_table_version:
             (answer,) = await _search(target, route, group, [query], deadline.budget_s)
             return answer
@@ -252,13 +252,7 @@ class FanOut:
         async def call(queries: Sequence[ShardQuery], budget_s: float) -> list[GroupAnswer]:
             return await _search(target, route, group, queries, budget_s)
 
-        # A layout that was replaced will not be asked for again.
-        for stale in [
-            key
-            for key in target.coalescers
-            if isinstance(key[0], tuple) and key[0][0] == route.uid and key[0] != route.key
-        ]:
-            del target.coalescers[stale]
+        target.make_room("search", route.key)
         return Coalescer(
             call,
             max_count=self._settings.coalesce_count,

@@ -11,6 +11,7 @@ from shoal.broker.probe import Probe
 from shoal.broker.rollouts_server import Peers, RolloutHandlers
 from shoal.broker.routes import IndexRoute
 from shoal.broker.snapshots_server import SnapshotHandlers
+from shoal.broker.spaces_server import SpaceHandlers, common_kind, describe_space
 from shoal.broker.targets import Targets
 from shoal.broker.validation import DEFAULT_PAGE, MAX_PAGE, check_index_name
 from shoal.broker.versions_server import VersionHandlers
@@ -58,7 +59,9 @@ _ROWS_S: Final = 1.0
 _ROWS_SHARE: Final = 0.3
 
 
-class IndexesServer(VersionHandlers, RolloutHandlers, SnapshotHandlers, IndexServiceServicer):
+class IndexesServer(
+    VersionHandlers, RolloutHandlers, SpaceHandlers, SnapshotHandlers, IndexServiceServicer
+):
     """IndexService."""
 
     def __init__(
@@ -282,7 +285,7 @@ class IndexesServer(VersionHandlers, RolloutHandlers, SnapshotHandlers, IndexSer
             state=state_value,
             table_version=min((each.table_version for each in ready.values()), default=0),
             index_version=route.index_version,
-            kind=_common_kind({state.kind for state in ready.values()}),
+            kind=common_kind({state.kind for state in ready.values()}),
             document_count=sum(each.document_count for each in ready.values()),
             passage_count=sum(each.passage_count for each in ready.values()),
             shard_count=route.shard_count,
@@ -294,15 +297,8 @@ class IndexesServer(VersionHandlers, RolloutHandlers, SnapshotHandlers, IndexSer
             live_recall=_live_recall(states.values()),
             feedback_disabled=route.feedback_disabled,
             search_effort=max((each.search_effort for each in states.values()), default=0),
+            spaces=[describe_space(route, each, self._probe) for each in route.placed_spaces],
         )
-
-
-def _common_kind(kinds: set[SearchKind.ValueType]) -> SearchKind.ValueType:
-    """How all shards search: a version's kind only once every one of them has it."""
-    if len(kinds) == 1:
-        return next(iter(kinds))
-    exact = SearchKind.SEARCH_KIND_EXACT
-    return exact if exact in kinds else SearchKind.SEARCH_KIND_UNSPECIFIED
 
 
 def _live_recall(states: Iterable[ShardState]) -> float | None:

@@ -27,6 +27,7 @@ from shoal.broker.probe import Probe
 from shoal.broker.question import QuestionReader
 from shoal.broker.reranking import RerankStage
 from shoal.broker.routes import IndexRoute
+from shoal.broker.spaces import note_space
 from shoal.broker.validation import Query
 from shoal.internal.v1.reranker_pb2 import RerankItem
 from shoal.internal.v1.shard_pb2 import Fill, LexicalQuery, ShardState
@@ -34,7 +35,7 @@ from shoal.rpc.arrays import FLOAT32, pack
 from shoal.rpc.deadline import Deadline
 from shoal.rpc.errors import ServiceError
 from shoal.v1.errors_pb2 import Reason
-from shoal.v1.search_pb2 import Hit, SearchRequest, SearchResponse, Stage
+from shoal.v1.search_pb2 import Coverage, Hit, SearchRequest, SearchResponse, Stage
 
 # Of what all shard servers say, that which the caller can do something about.
 _PASSED_ON: Final = (
@@ -43,6 +44,16 @@ _PASSED_ON: Final = (
     Reason.REASON_INVALID_FILTER,
     Reason.REASON_OVERLOADED,
 )
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What was found in one vector space."""
+
+    route: IndexRoute
+    found: Found
+    ranked: list[Ranked]
+    """Best first, before reranking."""
 
 
 @dataclass(frozen=True)
@@ -67,30 +78,44 @@ class Pipeline:
     ) -> SearchResponse:
         """Answer a query. Raises ServiceError if there is nothing to answer with."""
         budget = Budget(deadline)
+        looked = await self.look(request, route, query, budget, trace)
+        ranked = await self.rerank(query, looked.ranked, budget, trace)
+        best = best_documents if query.per_document else best_passages
+        return self.answer(request, looked, best(ranked, query.top_k), trace)
+
+    async def look(
+        self,
+        request: SearchRequest,
+        route: IndexRoute,
+        query: Query,
+        budget: Budget,
+        trace: Trace,
+    ) -> Looked:
+        """Find the candidates, best first and not reranked. Raises ServiceError if nobody can."""
         vector, words = await self.questions.read(request, route, query, budget, trace)
         trace.vector = vector
         look = partial(self._search, request, route, query, vector, words, budget, trace)
         rank = partial(self._ranked, query, words, trace)
+        depth = self.depth(query)
         if query.per_document:
-            depth = self._depth(query)
             found, candidates = await look_for_documents(query, depth, look, rank, trace)
             if self._needed(request, query) == Fill.FILL_TEXT:
                 candidates = candidates.unread()
         else:
-            depth = self._depth(query)
             found = await look(depth, self._fill(request, route, query))
             candidates = rank(found, depth)
         hits, vectors = await self._fetch(request, route, query, found, candidates, budget, trace)
         ranked = self._in_order(found, candidates, hits, vectors)
-        ranked = await self._rerank(query, ranked, budget, trace)
-        best = best_documents if query.per_document else best_passages
-        return self._answer(request, route, best(ranked, query.top_k), found, trace)
+        if request.spaces:
+            note_space(ranked, route.space)
+        return Looked(route, found, ranked)
 
-    def _depth(self, query: Query) -> int:
+    def depth(self, query: Query) -> int:
         """Candidates that are looked at: what is reranked, and no fewer than are wanted."""
-        return max(query.top_k, self._rerank_count(query))
+        return max(query.top_k, self.rerank_count(query))
 
-    def _rerank_count(self, query: Query) -> int:
+    def rerank_count(self, query: Query) -> int:
+        """Candidates to rerank; 0 where there is no reranker."""
         return query.rerank_count if self.rerankers.exists else 0
 
     async def _search(
@@ -150,13 +175,13 @@ class Pipeline:
         candidates that are to be fused there would be hundreds too many, and vectors, which
         reranking makes use of, come with a fetch alone.
         """
-        reranks = self._rerank_count(query) > 0
+        reranks = self.rerank_count(query) > 0
         if len(route.groups) > 1 or query.hybrid is not None or reranks:
             return Fill.FILL_UNSPECIFIED
         return self._needed(request, query)
 
     def _needed(self, request: SearchRequest, query: Query) -> Fill.ValueType:
-        reads_text = not request.omit_text or self._rerank_count(query) > 0
+        reads_text = not request.omit_text or self.rerank_count(query) > 0
         return Fill.FILL_TEXT if reads_text else Fill.FILL_REFERENCE
 
     async def _fetch(
@@ -179,7 +204,7 @@ class Pipeline:
                 found.answers,
                 self._needed(request, query),
                 budget.fetch(),
-                self._rerank_count(query),
+                self.rerank_count(query),
             )
         for failure in fetched.failures:
             reason, why = _why(failure.error)
@@ -213,10 +238,11 @@ class Pipeline:
                 each.vector = vector
         return [each for each in ranked if each is not None]
 
-    async def _rerank(
+    async def rerank(
         self, query: Query, ranked: list[Ranked], budget: Budget, trace: Trace
     ) -> list[Ranked]:
-        wanted = min(self._rerank_count(query), len(ranked))
+        """Order the best candidates a second time, as far as there is time for it."""
+        wanted = min(self.rerank_count(query), len(ranked))
         if wanted == 0:
             return ranked
         deadline = budget.rerank(self.settings.rerank_s)
@@ -266,14 +292,11 @@ class Pipeline:
             each.score = min(each.score, head[-1].score)
         return head + tail
 
-    def _answer(
-        self,
-        request: SearchRequest,
-        route: IndexRoute,
-        ranked: Sequence[Ranked],
-        found: Found,
-        trace: Trace,
+    def answer(
+        self, request: SearchRequest, looked: Looked, ranked: Sequence[Ranked], trace: Trace
     ) -> SearchResponse:
+        """Put the answer together. Raises COVERAGE_INCOMPLETE if all or nothing was asked for."""
+        route, found = looked.route, looked.found
         states = [(answer.server, state) for answer in found.answers for state in answer.states]
         trace.matching_counts = {
             state.shard: count
@@ -299,12 +322,7 @@ class Pipeline:
             lambda: self.probe.known_counts(route),
             trace.cuts,
         )
-        if request.require_complete and not coverage.complete:
-            missing = "; ".join(each.message for each in coverage.cuts)
-            raise ServiceError(
-                Reason.REASON_COVERAGE_INCOMPLETE,
-                f"the answer would be incomplete ({missing}): try again, or take a partial answer",
-            )
+        require_coverage(request, coverage)
         states += self._unanswered(route, found)
         return build_response(request, route, ranked, states, coverage, trace)
 
@@ -318,6 +336,16 @@ class Pipeline:
             for group, _ in found.failures
             for each in group.shards
         ]
+
+
+def require_coverage(request: SearchRequest, coverage: Coverage) -> None:
+    """Raises COVERAGE_INCOMPLETE if all or nothing was asked for."""
+    if request.require_complete and not coverage.complete:
+        missing = "; ".join(each.message for each in coverage.cuts)
+        raise ServiceError(
+            Reason.REASON_COVERAGE_INCOMPLETE,
+            f"the answer would be incomplete ({missing}): try again, or take a partial answer",
+        )
 
 
 def _read_as(hit: Hit) -> str:
@@ -358,14 +386,15 @@ def _similarities(ranked: Sequence[Ranked]) -> bytes:
     return pack(rows @ rows.T, FLOAT32)
 
 
-def _is_late(error: Exception) -> bool:
+def is_late(error: Exception) -> bool:
+    """True if there was no answer for want of time."""
     if isinstance(error, ServiceError):
         return error.reason == Reason.REASON_DEADLINE_EXCEEDED
     return isinstance(error, TimeoutError)
 
 
 def _why(error: Exception) -> tuple[Reason.ValueType, str]:
-    if _is_late(error):
+    if is_late(error):
         return Reason.REASON_DEADLINE_SHARE_SPENT, "did not answer in time"
     return Reason.REASON_SHARD_UNAVAILABLE, f"failed: {error}"
 
@@ -374,7 +403,7 @@ def _nobody_answered(found: Found) -> ServiceError:
     errors = [
         error
         for _, error in found.failures
-        if isinstance(error, ServiceError) and not _is_late(error)
+        if isinstance(error, ServiceError) and not is_late(error)
     ]
     for error in errors:
         if error.reason in _PASSED_ON:

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field, replace
 from google.protobuf.timestamp_pb2 import Timestamp
 from shoal.filters.fields import Field, read_fields
 from shoal.internal.v1.shard_pb2 import LayoutKey
-from shoal.internal.v1.topology_pb2 import IndexPlacement, Layout, Topology
+from shoal.internal.v1.topology_pb2 import IndexPlacement, Layout, SpacePlacement, Topology
 from shoal.rpc.errors import ServiceError
+from shoal.rpc.space_names import DEFAULT_SPACE
 from shoal.v1.cluster_pb2 import Instance, InstanceState, Role
 from shoal.v1.errors_pb2 import Reason
-from shoal.v1.indexes_pb2 import Rollout
+from shoal.v1.indexes_pb2 import IndexVersionState, Rollout
 from shoal.v1.search_pb2 import SearchKind
 
 
@@ -60,6 +61,27 @@ class IndexRoute:
     """The version that a rollout has loaded."""
     rollout: Rollout | None = None
     """The rollout that is under way."""
+    space: str = DEFAULT_SPACE
+    """The vector space that it leads to."""
+    spaces: Mapping[str, IndexRoute] = field(default_factory=dict)
+    """The other spaces that can be searched, by name."""
+    placed_spaces: tuple[SpacePlacement, ...] = ()
+    """All other spaces, those too that are being built or loaded."""
+
+    def in_space(self, name: str) -> IndexRoute:
+        """The route to a space. Raises SPACE_NOT_FOUND, or VERSION_NOT_READY if it has none yet."""
+        if name == DEFAULT_SPACE:
+            return self
+        if name in self.spaces:
+            return self.spaces[name]
+        for placed in self.placed_spaces:
+            if placed.name == name:
+                raise _not_ready(self.name, placed)
+        known = ", ".join([DEFAULT_SPACE, *(each.name for each in self.placed_spaces)])
+        raise ServiceError(
+            Reason.REASON_SPACE_NOT_FOUND,
+            f"index {self.name} has no vector space {name!r}: it has {known}",
+        )
 
     def version(self, number: int) -> IndexRoute:
         """The route to a version that is loaded. Raises VERSION_NOT_READY."""
@@ -117,6 +139,17 @@ class Routes:
         return self.addresses.get(role, {})
 
 
+def _not_ready(index: str, placed: SpacePlacement) -> ServiceError:
+    what = f"vector space {placed.name} of index {index}"
+    if placed.HasField("preparing"):
+        said = f"{what} is being loaded: try again in a moment"
+    elif placed.state == IndexVersionState.INDEX_VERSION_STATE_FAILED:
+        said = f"{what} could not be built ({placed.message}): add it again, or drop it"
+    else:
+        said = f"{what} is being built: the versions of the index say how far that is"
+    return ServiceError(Reason.REASON_VERSION_NOT_READY, said)
+
+
 def routes_of(topology: Topology) -> Routes:
     """Read a topology."""
     addresses: dict[Role.ValueType, dict[str, str]] = {}
@@ -159,6 +192,12 @@ def _route_of(index: IndexPlacement, encoders: Mapping[str, tuple[str, ...]]) ->
         standby=route_to(index.standby) if index.HasField("standby") else None,
         candidate=route_to(index.candidate) if index.HasField("candidate") else None,
         rollout=index.rollout if index.HasField("rollout") else None,
+        spaces={
+            each.name: replace(route_to(each.serving), space=each.name)
+            for each in index.spaces
+            if each.HasField("serving")
+        },
+        placed_spaces=tuple(index.spaces),
     )
 
 

@@ -23,6 +23,8 @@ from shoal.broker.routes import IndexRoute, Routes
 from shoal.broker.sampling import QuerySampler
 from shoal.broker.shadow import Shadow
 from shoal.broker.single_flight import SingleFlight
+from shoal.broker.space_search import SpaceSearch
+from shoal.broker.spaces import spaces_of
 from shoal.broker.validation import MAX_BATCH, Query, check_context, check_search
 from shoal.rpc.deadline import Deadline
 from shoal.rpc.errors import InvalidFieldError, ServiceError
@@ -72,6 +74,7 @@ class SearchServer(SearchServiceServicer):
         self._contexts, self._tokens, self._sampler = contexts, tokens, sampler
         self._settings, self._broker_id = settings, broker_id
         self._routes, self._pipeline = routes, pipeline
+        self._spaces = SpaceSearch(pipeline)
         self._flights: SingleFlight[tuple[SearchResponse, Trace, Deadline]] = SingleFlight()
         self.shadow = Shadow(self._run_shadow)
         self.canary = Canary()
@@ -121,6 +124,7 @@ class SearchServer(SearchServiceServicer):
             table_version=found.table_version,
             index_version=found.index_version,
             encoder_model=found.encoder_model,
+            spaces=found.spaces,
         )
         if request.search.explain:
             response.explanation.CopyFrom(found.explanation)
@@ -176,25 +180,30 @@ class SearchServer(SearchServiceServicer):
         if not request.index:
             raise InvalidFieldError("index", "is required: name the index to search")
         serving = routes.index(request.index)
-        route = self._version(request, serving, caller)
+        spaces = spaces_of(request, serving)
+        route = spaces[0] if spaces else self._version(request, serving, caller)
         query = check_search(request, route, self._settings)
-        if not route.groups:
+        if not all(each.groups for each in spaces or [route]):
             raise ServiceError(
                 Reason.REASON_NOT_READY,
                 f"index {route.name} is being loaded: try again in a moment",
             )
-        with self.canary.watching(request, serving, route) as watched:
-            if request.bypass_cache:
-                response, trace = await self._compute(request, route, query, deadline)
-            else:
-                response, trace = await self._cached(request, route, query, deadline)
-            watched.answered(response, trace)
+        if len(spaces) > 1:
+            trace = Trace()
+            response = await self._spaces.search(request, spaces, query, deadline, trace)
+        else:
+            with self.canary.watching(request, serving, route) as watched:
+                if request.bypass_cache:
+                    response, trace = await self._compute(request, route, query, deadline)
+                else:
+                    response, trace = await self._cached(request, route, query, deadline)
+                watched.answered(response, trace)
         if not request.no_feedback:
             # Of this very call, also when the answer was cached.
             response.answer_token = self._tokens.make(
                 request.text, response, route, routes.reranker_models
             )
-            if route is serving and not request.HasField("index_version"):
+            if route is serving and not spaces and not request.HasField("index_version"):
                 # Drift is of what serves: a version on trial is asked by a chosen few.
                 self._sampler.offer(route, request.text, trace.vector, response)
         if request.explain:

@@ -167,13 +167,7 @@ class StatisticsStage:
             ) -> list[TermStatistics | None]:
                 return await _count(target, route, group, questions, budget_s)
 
-            # A layout that was replaced will not be asked for again.
-            for stale in [
-                each
-                for each in target.coalescers
-                if each[0] == "count" and each[1][0] == route.uid and each[1] != route.key
-            ]:
-                del target.coalescers[stale]
+            target.make_room("count", route.key)
             target.coalescers[key] = Coalescer(call, max_count=self._max_count)
         return target.coalescers[key]
 

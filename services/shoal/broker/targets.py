@@ -17,6 +17,7 @@ from shoal.broker.replicas import Chooser, Health
 from shoal.rpc.channels import open_channel
 from shoal.rpc.deadline import Deadline
 from shoal.rpc.errors import ServiceError, service_error_of
+from shoal.rpc.space_names import MAX_SPACES
 from shoal.v1.errors_pb2 import Reason
 
 Result = TypeVar("Result")
@@ -24,6 +25,9 @@ Result = TypeVar("Result")
 CLOSE_GRACE_S: Final = 10.0
 # Between two rounds over all instances of a role, when all have failed.
 ROUND_S: Final = 0.1
+
+# Layouts of an index that are asked side by side: what serves, in each space, and a rollout's.
+MAX_LAYOUTS: Final = 2 * (MAX_SPACES + 1)
 
 # Attempts at what fails for a reason that lies in the request, or in our code.
 TRIES: Final = 3
@@ -49,7 +53,19 @@ class Target:
         self.id, self.address = instance_id, address
         self.health = Health()
         self.channel = open_channel(address)
+        # By what is asked for; where that depends on a layout, the layout is next in the key.
         self.coalescers: dict[Any, Coalescer[Any, Any]] = {}
+
+    def make_room(self, purpose: str, layout: tuple[str, int, int]) -> None:
+        """Let the coalescers of an index's oldest layouts go: replaced, they are not asked again.
+
+        Those stay that may be asked side by side, in spaces and rollouts.
+        """
+        own = [key for key in self.coalescers if key[0] == purpose and key[1][0] == layout[0]]
+        others = list(dict.fromkeys(key[1] for key in own if key[1] != layout))
+        outlived = set(others[: max(0, len(others) + 1 - MAX_LAYOUTS)])
+        for stale in [key for key in own if key[1] in outlived]:
+            del self.coalescers[stale]
 
     async def call(self, work: Callable[[], Awaitable[Result]]) -> Result:
         """Make a call and learn from how it went. Raises ServiceError."""

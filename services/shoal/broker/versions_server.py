@@ -25,6 +25,7 @@ from shoal.internal.v1.writer_pb2 import (
 from shoal.rpc.deadline import Deadline
 from shoal.rpc.errors import InvalidFieldError, ServiceError
 from shoal.rpc.index_goals import check_kind, check_recall_target
+from shoal.rpc.space_names import check_space_name
 from shoal.v1.errors_pb2 import Reason
 from shoal.v1.indexes_pb2 import (
     BuildIndexVersionRequest,
@@ -63,14 +64,22 @@ class VersionHandlers:
     ) -> BuildIndexVersionResponse:
         """Have the controller begin a build."""
         check_index_name(request.name)
-        if not (request.encoder_bundle and request.kind == SearchKind.SEARCH_KIND_EXACT):
+        further = request.encoder_bundle or request.space
+        if not (further and request.kind == SearchKind.SEARCH_KIND_EXACT):
             check_kind(request.kind)
         build = StartBuildRequest(
             name=request.name,
             promote=request.promote,
             kind=request.kind,
             encoder_bundle=request.encoder_bundle,
+            space=check_space_name(request.space) if request.space else "",
         )
+        if request.space and (request.promote or request.encoder_bundle):
+            raise InvalidFieldError(
+                "space",
+                f"is {request.space!r}, whose versions have its own model, and serve in it as soon "
+                "as they are ready: leave out `promote` and `encoder_bundle`, or add another space",
+            )
         if request.HasField("recall_target"):
             check_recall_target(request.recall_target)
             build.recall_target = request.recall_target

@@ -10,6 +10,9 @@ from shoal.bundle.errors import BundleFileMissingError, BundleInvalidError
 
 CARD_FILE: Final = "card.json"
 
+# Kinds of text: sentences, source code, what describes a picture.
+Modality = Literal["prose", "code", "captions"]
+
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -78,6 +81,8 @@ class BundleCard(_Frozen):
     """Of the weights."""
     languages: tuple[str, ...] = ()
     """ISO 639 codes of the languages it was made for."""
+    modality: Modality = "prose"
+    """Kind of text that it was made for. Cards of before do not say: theirs is prose."""
     licence: str
     """SPDX identifier."""
     source: str

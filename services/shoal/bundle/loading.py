@@ -79,7 +79,7 @@ def _checksum(path: Path) -> str:
 
 def _fingerprint(card: BundleCard, sums: dict[str, str]) -> str:
     """Digest what decides the vectors: the files, and how the card says to use them."""
-    ignored = {"checksums", "agreement", "licence", "source"}
+    ignored = {"checksums", "agreement", "licence", "source", "modality"}
     # A field that came later changes no bundle that does not use it.
     ignored |= {"passage_tokens"} if card.passage_tokens is None else set()
     decisive = card.model_dump_json(exclude=ignored)

@@ -9,13 +9,16 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
 from shoal.internal.v1.topology_pb2 import (
+    IndexPlacement,
+    Layout,
     PublishTopologyRequest,
     PublishTopologyResponse,
+    SpacePlacement,
     Topology,
 )
 from shoal.internal.v1.topology_pb2_grpc import TopologyServiceServicer
@@ -83,3 +86,21 @@ class TopologyFollower(TopologyServiceServicer):
             return str(error)
         self.topology = topology
         return ""
+
+
+def placed_spaces(index: IndexPlacement) -> list[IndexPlacement | SpacePlacement]:
+    """Where each vector space of an index is: that of the default one is the index's own."""
+    return [index, *index.spaces]
+
+
+def layouts_of(index: IndexPlacement) -> Iterator[Layout]:
+    """Every layout of an index that shard servers hold: what serves, in each space, or may."""
+    for placed in placed_spaces(index):
+        if placed.HasField("serving"):
+            yield placed.serving
+        if placed.HasField("preparing"):
+            yield placed.preparing
+    if index.HasField("standby"):
+        yield index.standby
+    if index.HasField("candidate"):
+        yield index.candidate

@@ -13,7 +13,7 @@ from typing import Final
 
 from shoal.internal.v1.shard_pb2 import ShardState
 from shoal.internal.v1.topology_pb2 import IndexPlacement, Layout, Topology
-from shoal.rpc.topology import RefusedTopologyError
+from shoal.rpc.topology import RefusedTopologyError, layouts_of
 from shoal.shard.config import ShardSettings
 from shoal.shard.follow import IndexFollower
 from shoal.shard.held import HeldLayout, IndexPlan, LayoutId, LayoutPlan
@@ -34,8 +34,9 @@ _SWITCH_INTERVAL_S: Final = 0.0005
 def plan_for(topology: Topology, instance_id: str) -> dict[PlanKey, IndexPlan]:
     """Read what an instance should hold, by the uid of the index, and by model.
 
-    That is what serves, what is being prepared, what is kept in case it is to serve again, and the
-    candidate of a rollout. The model is empty where it is the one that the index was made with.
+    That is what serves and what is being prepared, in each vector space, what is kept in case it is
+    to serve again, and the candidate of a rollout. The model is empty where it is the one that the
+    index was made with.
 
     instance_id: an empty one holds everything. Raises RefusedTopologyError.
     """
@@ -72,7 +73,7 @@ def _others(plans: Mapping[PlanKey, IndexPlan], uid: str, model: str) -> frozens
 def _layouts(
     index: IndexPlacement, instance_id: str
 ) -> Iterator[tuple[Layout, LayoutId, LayoutPlan]]:
-    for layout in (index.serving, index.preparing, index.standby, index.candidate):
+    for layout in layouts_of(index):
         shards = frozenset(
             shard
             for placement in layout.placements

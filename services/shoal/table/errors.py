@@ -157,6 +157,54 @@ class VersionServesError(ServiceError):
         )
 
 
+class SpaceNotFoundError(ServiceError):
+    """The index has no such vector space."""
+
+    def __init__(self, name: str, space: str, known: list[str]) -> None:
+        """Known: names of those that it has beside the default one."""
+        have = ", ".join(["default", *known])
+        super().__init__(
+            Reason.REASON_SPACE_NOT_FOUND,
+            f"index {name!r} has no vector space {space!r}: it has {have}",
+        )
+
+
+class SpaceExistsError(ServiceError):
+    """The index has a vector space of that name."""
+
+    def __init__(self, name: str, space: str) -> None:
+        """Space: its name."""
+        super().__init__(
+            Reason.REASON_SPACE_EXISTS,
+            f"index {name!r} has a vector space {space!r} already: build another version of it, "
+            "choose another name, or drop it first",
+        )
+
+
+class TooManySpacesError(ServiceError):
+    """The index has as many vector spaces as it may have."""
+
+    def __init__(self, name: str, known: list[str]) -> None:
+        """Known: their names."""
+        super().__init__(
+            Reason.REASON_TOO_MANY_SPACES,
+            f"index {name!r} has {len(known)} vector spaces beside the default one, as many as an "
+            f"index may have: drop one of {', '.join(known)}",
+        )
+
+
+class VersionOfSpaceError(ServiceError):
+    """The version belongs to a named vector space."""
+
+    def __init__(self, name: str, number: int, space: str) -> None:
+        """Space: its name."""
+        super().__init__(
+            Reason.REASON_VERSION_OF_SPACE,
+            f"version {number} of index {name!r} is of its vector space {space!r}: it serves in "
+            "that alone, as its newest, and goes with it: search the space, or drop the space",
+        )
+
+
 class NoPreviousVersionError(ServiceError):
     """There is nothing to roll back to."""
 

@@ -15,12 +15,14 @@ from collections.abc import Callable, Set
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal
 
+from shoal.table import spaces
 from shoal.table.errors import (
     BuildInProgressError,
     NoPreviousVersionError,
     VersionConflictError,
     VersionNotFoundError,
     VersionNotReadyError,
+    VersionOfSpaceError,
     VersionServesError,
 )
 
@@ -70,6 +72,8 @@ class VersionRecord:
     encoded: bool = False
     # What was in force as its build began; None in a record of an older release.
     begun_beside: int | None = None
+    # The vector space that it belongs to; empty for the default one.
+    space: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ def model_in_force(entry: IndexEntry) -> tuple[str, str, int]:
 
 
 @dataclass(frozen=True)
-class Space:
+class InForce:
     """The vectors that questions and passages of a version are compared by."""
 
     index_version: int
@@ -115,13 +119,13 @@ class Space:
     column_model: str
 
 
-def space_in_force(entry: IndexEntry) -> Space:
+def in_force_of(entry: IndexEntry) -> InForce:
     """The vectors of the version in force."""
     model, bundle, dimension = model_in_force(entry)
     if not bundle:
         # A version of before the first text was encoded does not name the model.
-        return Space(entry.index_version, entry.encoder_model, entry.dimension, "")
-    return Space(entry.index_version, model, dimension or entry.dimension, model)
+        return InForce(entry.index_version, entry.encoder_model, entry.dimension, "")
+    return InForce(entry.index_version, model, dimension or entry.dimension, model)
 
 
 def further_models(entry: IndexEntry) -> dict[str, VersionRecord]:
@@ -144,17 +148,22 @@ def begin(
     encoder_model: str = "",
     encoder_bundle: str = "",
     dimension: int = 0,
+    space: str = "",
 ) -> IndexEntry:
-    """Enter a version that is being built. Raises BuildInProgressError.
+    """Enter a version that is being built. Raises BuildInProgressError, and what `model_of` does.
 
     encoder_model, encoder_bundle, dimension: of another model than the index's own; without it the
-    version has the model of the one in force.
+    version has the model of the one in force. space: that it is for; empty: the default one.
     """
     for version in entry.versions:
         if version.state == "building":
             raise BuildInProgressError(entry.name, version.number)
     number = entry.last_version + 1
-    if not encoder_model:
+    if space:
+        encoder_model, encoder_bundle, dimension = spaces.model_of(
+            entry, space, encoder_model, encoder_bundle, dimension
+        )
+    elif not encoder_model:
         encoder_model, encoder_bundle, dimension = model_in_force(entry)
     elif encoder_model == entry.encoder_model:
         encoder_bundle, dimension = "", 0
@@ -169,6 +178,7 @@ def begin(
         dimension=dimension,
         encoded=before is not None and before.encoded,
         begun_beside=entry.index_version,
+        space=space,
     )
     failed = [each.number for each in entry.versions if each.state == "failed"]
     forgotten = set(failed[: max(0, len(failed) - KEPT_FAILED + 1)])
@@ -193,6 +203,7 @@ def finish(entry: IndexEntry, ended: VersionRecord) -> IndexEntry:
         dimension=before.dimension,
         encoded=before.encoded,
         begun_beside=before.begun_beside,
+        space=before.space,
     )
     if before.state != "building":
         if before.state == ended.state:
@@ -227,14 +238,15 @@ def note_encoded(entry: IndexEntry, number: int) -> IndexEntry:
 def change_rollout(entry: IndexEntry, rollout: RolloutRecord | None) -> IndexEntry:
     """Begin, change or end a rollout.
 
-    Raises VersionNotFoundError, VersionNotReadyError; VersionServesError if the candidate is in
-    force.
+    Raises VersionNotFoundError, VersionNotReadyError, VersionOfSpaceError; VersionServesError if
+    the candidate is in force.
     """
     if rollout is not None:
         if rollout.candidate == entry.index_version:
             raise VersionServesError(entry.name, rollout.candidate)
         if rollout.candidate != EXACT or entry.retired:
             version = find(entry, rollout.candidate)
+            spaces.require_default(entry, version)
             if version.state != "ready":
                 raise VersionNotReadyError(
                     entry.name, version.number, version.state, version.message
@@ -252,7 +264,7 @@ def promote(entry: IndexEntry, number: int, expected: int | None = None) -> Inde
     """Put a version in force.
 
     expected: only if this one is in force. Raises VersionConflictError, VersionNotFoundError,
-    VersionNotReadyError.
+    VersionNotReadyError, VersionOfSpaceError.
     """
     if entry.index_version == number:
         return entry
@@ -266,6 +278,7 @@ def promote(entry: IndexEntry, number: int, expected: int | None = None) -> Inde
     codebook_uri, records = "", entry.versions
     if number != EXACT:
         version = find(entry, number)
+        spaces.require_default(entry, version)
         if version.state != "ready":
             raise VersionNotReadyError(entry.name, number, version.state, version.message)
         codebook_uri = version.codebook_uri
@@ -301,6 +314,7 @@ def retire(entry: IndexEntry, keep: int, serving: Set[int]) -> IndexEntry:
     """
     candidates = set() if entry.rollout is None else {entry.rollout.candidate}
     needed = {entry.index_version, entry.previous_version, *serving, *candidates}
+    needed |= spaces.in_force(entry).keys()
     ready = [
         each.number
         for each in entry.versions
@@ -343,7 +357,8 @@ def _retire_own_model(entry: IndexEntry) -> IndexEntry:
 def drop(entry: IndexEntry, number: int) -> IndexEntry:
     """Take a version out; with version 0 the model goes that the index was made with.
 
-    Raises VersionNotFoundError, VersionServesError, BuildInProgressError.
+    Raises VersionNotFoundError, VersionServesError, BuildInProgressError; VersionOfSpaceError for
+    the one that a space is searched by.
     """
     if number == entry.index_version:
         raise VersionServesError(entry.name, number)
@@ -352,6 +367,8 @@ def drop(entry: IndexEntry, number: int) -> IndexEntry:
     version = find(entry, number)
     if version.state == "building":
         raise BuildInProgressError(entry.name, number)
+    if number in spaces.in_force(entry):
+        raise VersionOfSpaceError(entry.name, number, version.space)
     previous = entry.previous_version
     return replace(
         _without_candidate(entry, {number}),

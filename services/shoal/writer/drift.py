@@ -38,7 +38,7 @@ from shoal.rpc.errors import InvalidFieldError, ServiceError
 from shoal.table import PassageTable
 from shoal.table.feedback import FeedbackTable
 from shoal.table.sampling import sample_passages
-from shoal.table.versions import Space
+from shoal.table.versions import InForce
 from shoal.v1.errors_pb2 import Reason
 from shoal.writer.config import WriterSettings
 from shoal.writer.drift_files import DriftFiles
@@ -130,20 +130,20 @@ class DriftWatch:
         self._save_window()
         self._closed = True
 
-    def add(self, request: StoreQuerySampleRequest, space: Space) -> None:
+    def add(self, request: StoreQuerySampleRequest, in_force: InForce) -> None:
         """Take a broker's sample. Raises InvalidFieldError for one of another shape.
 
-        space: of the version in force; a sample of another one is dropped.
+        in_force: of the version in force; a sample of another one is dropped.
         """
-        if self._closed or (request.encoder_model, request.index_version) != _made_by(space):
+        if self._closed or (request.encoder_model, request.index_version) != _made_by(in_force):
             return
-        questions = _questions(request, space.dimension, self._tokenize)
+        questions = _questions(request, in_force.dimension, self._tokenize)
         now_s = self._wall_clock()
-        window = _within(space, self._window)
+        window = _within(in_force, self._window)
         if window is None:
             self._full = None
-            window = self._begin(space, now_s)
-        if self._reference is not None and _within(space, self._reference) is None:
+            window = self._begin(in_force, now_s)
+        if self._reference is not None and _within(in_force, self._reference) is None:
             # Another model's vectors cannot be compared; a new version is what was asked for.
             self._reference = None
             self._files.drop_reference()
@@ -153,22 +153,22 @@ class DriftWatch:
             and now_s - window.begun_s >= self._settings.drift_window_s
         ):
             if self._reference is None:
-                self._take(window, space)
+                self._take(window, in_force)
             self._full = window
-            self._begin(space, now_s)
+            self._begin(in_force, now_s)
 
-    def measure(self, space: Space) -> DriftReport:
+    def measure(self, in_force: InForce) -> DriftReport:
         """Compare what there is with the reference. About a second.
 
-        space: of the version in force; what is of another one is as good as none.
+        in_force: of the version in force; what is of another one is as good as none.
         """
-        reference, window = _within(space, self._reference), self._compared(space)
+        reference, window = _within(in_force, self._reference), self._compared(in_force)
         # What comes while the report is on its way is not part of it.
         window = None if window is None else replace(window)
         if reference is None or window is None or len(window.kept) < MIN_SAMPLE:
             return DriftReport(self._missing(reference, window), "", reference, window)
         measures, points = compare(QUERY, reference.queries, window.kept)
-        passages, _ = self._passages(space)
+        passages, _ = self._passages(in_force)
         if min(len(reference.passages), len(passages)) >= MIN_SAMPLE:
             of_passages, more = compare(PASSAGE, reference.passages, passages)
             measures, points = measures + of_passages, points + more
@@ -185,16 +185,16 @@ class DriftWatch:
         )
         return DriftReport(status, alert_of(measures, since), reference, window, measures, points)
 
-    def check(self, space: Space) -> str:
+    def check(self, in_force: InForce) -> str:
         """Measure, and store the window; returns the alert."""
         if self._closed:
             return ""
         self._save_window()
-        return self.measure(space).alert
+        return self.measure(in_force).alert
 
-    def take_reference(self, space: Space) -> Reference:
+    def take_reference(self, in_force: InForce) -> Reference:
         """Make what is there now the reference; durable on return. Raises TOO_FEW_QUERIES."""
-        window = self._compared(space)
+        window = self._compared(in_force)
         count = 0 if window is None else len(window.kept)
         if window is None or count < MIN_SAMPLE:
             raise ServiceError(
@@ -202,10 +202,10 @@ class DriftWatch:
                 f"{count} questions were sampled, and a reference needs {MIN_SAMPLE}: try again "
                 "when more have been asked",
             )
-        reference = self._take(window, space)
+        reference = self._take(window, in_force)
         # It is there to be taken again, by a call that was repeated.
         self._full = window
-        self._begin(space, self._wall_clock())
+        self._begin(in_force, self._wall_clock())
         return reference
 
     def purge(self, document_ids: Sequence[str]) -> None:
@@ -222,19 +222,19 @@ class DriftWatch:
         self._reference = self._window = self._full = None
         self._files.clear()
 
-    def _begin(self, space: Space, now_s: float) -> Window:
-        self._window = Window(*_made_by(space), now_s, Sampled.none(space.dimension))
+    def _begin(self, in_force: InForce, now_s: float) -> Window:
+        self._window = Window(*_made_by(in_force), now_s, Sampled.none(in_force.dimension))
         return self._window
 
-    def _compared(self, space: Space) -> Window | None:
+    def _compared(self, in_force: InForce) -> Window | None:
         """The window that says enough: the present one, or the one before it."""
-        window, full = _within(space, self._window), _within(space, self._full)
+        window, full = _within(in_force, self._window), _within(in_force, self._full)
         if full is not None and (window is None or len(window.kept) < MIN_SAMPLE):
             return full
         return window
 
-    def _take(self, window: Window, space: Space) -> Reference:
-        passages, digests = self._passages(space)
+    def _take(self, window: Window, in_force: InForce) -> Reference:
+        passages, digests = self._passages(in_force)
         reference = Reference(
             window.model,
             window.index_version,
@@ -248,10 +248,10 @@ class DriftWatch:
         self._reference = reference
         return reference
 
-    def _passages(self, space: Space) -> tuple[Sampled, NDArray[np.uint64]]:
+    def _passages(self, in_force: InForce) -> tuple[Sampled, NDArray[np.uint64]]:
         seed = int(self._random.integers(2**31))
         # A view of its own: the writer's stands at the column of the model that it was made with.
-        table = PassageTable.open(self._table.uri, model=space.column_model)
+        table = PassageTable.open(self._table.uri, model=in_force.column_model)
         drawn = sample_passages(table, self._settings.drift_sample, seed)
         return sampled(drawn.vectors, drawn.texts, self._tokenize), _digests(drawn.document_ids)
 
@@ -270,13 +270,13 @@ class DriftWatch:
             self._files.save_window(self._window)
 
 
-def _made_by(space: Space) -> tuple[str, int]:
-    return space.model, space.index_version
+def _made_by(in_force: InForce) -> tuple[str, int]:
+    return in_force.model, in_force.index_version
 
 
-def _within(space: Space, sample: _Sample | None) -> _Sample | None:
+def _within(in_force: InForce, sample: _Sample | None) -> _Sample | None:
     """A sample of that version's questions; None if it is of another one's."""
-    if sample is None or (sample.model, sample.index_version) != _made_by(space):
+    if sample is None or (sample.model, sample.index_version) != _made_by(in_force):
         return None
     return sample
 

@@ -51,7 +51,7 @@ class DriftHandlers:
         if request.index_version == index.entry.index_version:
             thread = index.drift.thread
             if thread.has_room(measuring=False):
-                await thread.run(index.drift.add, request, index.space)
+                await thread.run(index.drift.add, request, index.in_force)
         return StoreQuerySampleResponse()
 
     async def ReadDrift(self, request: ReadDriftRequest, context: _Context) -> ReadDriftResponse:
@@ -62,7 +62,7 @@ class DriftHandlers:
         index = self._indexes.get(request.measure.index)
         drift = index.drift
         _require_room(drift.thread)
-        report = await drift.thread.run(drift.measure, index.space, measuring=True)
+        report = await drift.thread.run(drift.measure, index.in_force, measuring=True)
         drift.alert = report.alert
         return ReadDriftResponse(measured=report_message(report))
 
@@ -76,7 +76,7 @@ class DriftHandlers:
         index = self._indexes.get(request.set.index)
         drift = index.drift
         _require_room(drift.thread)
-        reference = await drift.thread.run(drift.take_reference, index.space, measuring=True)
+        reference = await drift.thread.run(drift.take_reference, index.in_force, measuring=True)
         drift.alert = ""
         taken = SetDriftReferenceResponse(
             queries=len(reference.queries), passages=len(reference.passages)

@@ -21,6 +21,7 @@ from shoal.table import Catalogue, IndexEntry, IndexNotFoundError, PassageTable,
 from shoal.table.feedback import FeedbackTable
 from shoal.table.restoring import Place
 from shoal.table.schema import ModelVectors
+from shoal.table.spaces import drop_space
 from shoal.table.versions import VersionRecord
 from shoal.v1.errors_pb2 import Reason
 from shoal.v1.search_pb2 import SearchKind
@@ -56,9 +57,9 @@ class OpenIndex:
         await self.drift.close()
 
     @property
-    def space(self) -> versions.Space:
+    def in_force(self) -> versions.InForce:
         """The vectors of the version in force."""
-        return versions.space_in_force(self.entry)
+        return versions.in_force_of(self.entry)
 
     @property
     def further_models(self) -> dict[str, bool]:
@@ -236,10 +237,11 @@ class Indexes:
         encoder_model: str = "",
         encoder_bundle: str = "",
         dimension: int = 0,
+        space: str = "",
     ) -> tuple[OpenIndex, Begun]:
         """Enter a version that is being built; from now on its model encodes what is written.
 
-        Raises IndexNotFoundError, BuildInProgressError, StorageFullError.
+        Raises IndexNotFoundError, StorageFullError, and what `versions.begin` does.
         """
 
         def change(entry: IndexEntry) -> IndexEntry:
@@ -250,6 +252,7 @@ class Indexes:
                 encoder_model=encoder_model,
                 encoder_bundle=encoder_bundle,
                 dimension=dimension,
+                space=space,
             )
 
         index = await self._change_versions(uid, change)
@@ -310,6 +313,11 @@ class Indexes:
         """Take a version out, and remove its files. Raises what `versions.drop` does."""
         uid = self.get(name).entry.uid
         return await self._change_versions(uid, lambda entry: versions.drop(entry, number))
+
+    async def drop_space(self, name: str, space: str) -> OpenIndex:
+        """Take a vector space out, with its files and vectors. Raises what `drop_space` does."""
+        uid = self.get(name).entry.uid
+        return await self._change_versions(uid, lambda entry: drop_space(entry, space))
 
     async def retire_versions(self, uid: str, serving: Set[int]) -> list[int]:
         """Drop versions beyond those that are kept, with their files; returns their numbers.

@@ -34,7 +34,7 @@ from shoal.rpc.arrays import MAX_DIMENSION
 from shoal.rpc.deadline import Deadline
 from shoal.rpc.errors import InvalidFieldError, ServiceError
 from shoal.rpc.index_goals import check_kind, check_recall_target
-from shoal.rpc.topology import TopologyFollower
+from shoal.rpc.topology import TopologyFollower, layouts_of, placed_spaces
 from shoal.table import Tombstone
 from shoal.v1.errors_pb2 import Reason
 from shoal.writer.config import WriterSettings
@@ -261,9 +261,11 @@ class WriterService(
     def _serving_versions(self, uid: str) -> set[int]:
         """Versions of an index that answer searches, by the topology."""
         return {
-            index.serving.index_version
+            each.serving.index_version
             for index in self._follower.topology.indexes
-            if index.uid == uid and index.HasField("serving")
+            if index.uid == uid
+            for each in placed_spaces(index)
+            if each.HasField("serving")
         }
 
     def _loaded_versions(self, uid: str) -> set[int] | None:
@@ -271,11 +273,10 @@ class WriterService(
         if not self._follower.topology.epoch:
             return None
         return {
-            getattr(index, name).index_version
+            layout.index_version
             for index in self._follower.topology.indexes
             if index.uid == uid
-            for name in ("serving", "preparing", "standby", "candidate")
-            if index.HasField(name)
+            for layout in layouts_of(index)
         }
 
     def _refuse_while_draining(self) -> None:

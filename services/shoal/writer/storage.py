@@ -102,7 +102,7 @@ class StorageKeeper:
                 try:
                     index = self._indexes.get(entry.name)
                     drift = index.drift
-                    drift.alert = await drift.thread.run(drift.check, index.space)
+                    drift.alert = await drift.thread.run(drift.check, index.in_force)
                 except ServiceError as error:
                     _log.warning("cannot measure the drift of %s: %s", entry.name, error)
                 except Exception:  # noqa: BLE001  # the other indexes are watched all the same

@@ -34,6 +34,7 @@ def version_message(record: VersionRecord) -> IndexVersion:
         kind=SearchKind.ValueType(record.kind),
         encoder_bundle=record.encoder_bundle,
         dimension=record.dimension,
+        space=record.space,
     )
     message.create_time.FromNanoseconds(record.create_time_ns)
     if record.finish_time_ns:

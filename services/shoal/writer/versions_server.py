@@ -13,6 +13,8 @@ from shoal.internal.v1.writer_pb2 import (
     BeginVersionResponse,
     ChangeRolloutRequest,
     ChangeRolloutResponse,
+    DropTableSpaceRequest,
+    DropTableSpaceResponse,
     DropVersionRequest,
     DropVersionResponse,
     FinishVersionRequest,
@@ -23,7 +25,9 @@ from shoal.internal.v1.writer_pb2 import (
     RollBackVersionResponse,
 )
 from shoal.rpc.errors import InvalidFieldError
+from shoal.rpc.space_names import check_space_name
 from shoal.table.errors import VersionServesError
+from shoal.table.spaces import in_force
 from shoal.table.versions import EXACT, own_versions
 from shoal.v1.search_pb2 import SearchKind
 from shoal.writer.indexes import Indexes, describe_index
@@ -56,6 +60,7 @@ class VersionHandlers:
             encoder_model=request.encoder_model,
             encoder_bundle=request.encoder_bundle,
             dimension=request.dimension,
+            space=check_space_name(request.space) if request.space else "",
         )
         return BeginVersionResponse(
             entry=describe_index(index),
@@ -130,7 +135,19 @@ class VersionHandlers:
         entry = self._indexes.get(request.name).entry
         # The one in force may still be loaded, while the one before it answers.
         dropped = own_versions(entry) if request.version == EXACT else {request.version}
-        for serving in sorted(dropped & self._serving_versions(entry.uid)):
+        # Of what a space is searched by, the catalogue says more.
+        serves = self._serving_versions(entry.uid) - in_force(entry).keys()
+        for serving in sorted(dropped & serves):
             raise VersionServesError(request.name, serving)
         index = await self._indexes.drop_version(request.name, request.version)
         return DropVersionResponse(entry=describe_index(index))
+
+    async def DropTableSpace(
+        self, request: DropTableSpaceRequest, context: _Context
+    ) -> DropTableSpaceResponse:
+        """Take a vector space out."""
+        del context
+        self._refuse_while_draining()
+        check_index_name(request.name, "name")
+        index = await self._indexes.drop_space(request.name, request.space)
+        return DropTableSpaceResponse(entry=describe_index(index))

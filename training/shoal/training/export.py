@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from shoal.bundle import Bundle, EncoderModel, PairReader, RerankerModel, load_bundle
-from shoal.bundle.card import CARD_FILE, Agreement, BlendCard, BundleCard
+from shoal.bundle.card import CARD_FILE, Agreement, BlendCard, BundleCard, Modality
 from shoal.training import packed_e5
 from shoal.training.first_token import read_first_token_only
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
@@ -53,6 +53,7 @@ class Origin:
 
     languages: tuple[str, ...] = ()
     licence: str = "see the model's own page"
+    modality: Modality = "prose"
 
 
 def origin_of(source: str) -> Origin:
@@ -151,6 +152,7 @@ def _encoder_card(
         passage_prefix=prompts.get("passage", prompts.get("document", "")),
         precision=precision,
         languages=origin.languages,
+        modality=origin.modality,
         licence=origin.licence,
         source=_source_of(source),
     )
