@@ -263,14 +263,16 @@ def test_the_queue_holds_the_last_passages(weights: Path) -> None:
     with torch.no_grad():
         model[0].auto_model.embeddings.word_embeddings.weight.add_(1.0)
     for batch in batches:
-        queue.remember(features(model, batch))
+        last = queue.remember(features(model, batch))
+        with torch.no_grad():
+            assert torch.allclose(
+                queue.encoder(features(model, batch))["sentence_embedding"], last, atol=1e-5
+            )
         queue.follow(model)
     assert len(queue.keys()) == 5
     own = queue.encoder[0].auto_model.embeddings.word_embeddings.weight
     # Half of the way in each of three steps.
     assert torch.allclose(own, start + 1.0 - 0.5**3, atol=1e-5)
-    with torch.no_grad():
-        last = queue.encoder(features(model, batches[2]))["sentence_embedding"]
     assert torch.allclose(queue.keys()[2:], last, atol=1e-5)
     # What is right for a question of this batch is no wrong passage for it.
     queue.remember(features(model, [batches[2][0], "another"]))
@@ -296,6 +298,29 @@ def test_the_queue_adds_wrong_passages_to_the_loss(weights: Path) -> None:
     assert all(each.grad is None for each in queue.encoder.parameters())
     model.eval()
     assert queued(batch, None).item() == pytest.approx(plain(batch, None).item())
+
+
+def test_right_and_wrong_in_the_queue_are_of_one_encoder(weights: Path) -> None:
+    model, _ = load_model(settings_of(weights))
+    queue = MomentumQueue(model, size=16, momentum=0.9)
+    queue.remember(features(model, [pair.positive for pair in TRAIN[20:28]]))
+    queue.follow(model)
+    # The trained encoder has gone on since.
+    with torch.no_grad():
+        for each in model.parameters():
+            each.add_(0.05 * torch.randn_like(each))
+    model.train()
+    plain, _ = make_loss(model, Temperature("fixed", 0.05, 0.02))
+    queued, _ = make_loss(model, Temperature("fixed", 0.05, 0.02), queue=queue)
+    columns = [[pair.query for pair in TRAIN[:4]], [pair.positive for pair in TRAIN[:4]]]
+    batch = [features(model, column) for column in columns]
+    with torch.no_grad():
+        asked = model(dict(batch[0]))["sentence_embedding"]
+        right = queue.encoder(dict(batch[1]))["sentence_embedding"]
+    scores = asked @ torch.cat([right, queue.keys()]).T / 0.05
+    over_queue = torch.nn.functional.cross_entropy(scores, torch.arange(4)).item()
+    expected = (plain(batch, None).item() + over_queue) / 2
+    assert queued(batch, None).item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_cached_gradients_are_those_of_the_whole_batch(weights: Path) -> None:

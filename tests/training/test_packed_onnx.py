@@ -2,65 +2,37 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs the training extra")
+pytest.importorskip("torch", reason="needs the training extra")
 transformers = pytest.importorskip("transformers", reason="needs the training extra")
 pytest.importorskip("onnx", reason="needs the training extra")
 
-from onnxruntime.quantization import QuantType, quantize_dynamic  # noqa: E402
 from shoal.training import msmarco, packed_onnx  # noqa: E402
 from shoal.training.export import ExportError  # noqa: E402
+
+from tests.harness.packed_cross_encoder import pack, tiny_cross_encoder  # noqa: E402
 
 pytestmark = [
     pytest.mark.training,
     # Of libraries, about themselves.
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
 ]
-TOKENIZER = (
-    Path(__file__).resolve().parents[2] / "deploy/bundles/all-minilm-l6-v2-int8/tokenizer.json"
-)
 
 
 @pytest.fixture(scope="module")
 def original() -> Any:
-    torch.manual_seed(3)
-    config = transformers.BertConfig(
-        vocab_size=30_522,
-        hidden_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=12,
-        intermediate_size=64,
-        num_labels=1,
-        attn_implementation="eager",
-        return_dict=False,
-    )
-    return transformers.BertForSequenceClassification(config).eval()
+    return tiny_cross_encoder()
 
 
 @pytest.fixture(scope="module")
 def packaged(original: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same as a package carries it: ONNX, quantised with one scale a matrix."""
     folder = tmp_path_factory.mktemp("packaged")
-    names = ["input_ids", "attention_mask", "token_type_ids"]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            original,
-            (torch.ones((2, 8), dtype=torch.int64),) * 3,
-            str(folder / "plain.onnx"),
-            input_names=names,
-            output_names=["logits"],
-            opset_version=14,
-            dynamo=False,
-        )
-    quantize_dynamic(folder / "plain.onnx", folder / "model.onnx", weight_type=QuantType.QInt8)
-    (folder / "tokenizer.json").write_bytes(TOKENIZER.read_bytes())
+    pack(original, folder)
     return folder
 
 

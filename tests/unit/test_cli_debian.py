@@ -7,88 +7,58 @@ import shutil
 import pytest
 from shoal.cli import debian
 from shoal.cli.corpus_file import CorpusReader
-from shoal.cli.debian import documents, paragraphs, stanzas, write_corpus
+from shoal.cli.debian import document, write_corpus
 from shoal.cli.main import app
 from shoal.cli.output import CliError
+from shoal.training.debian import MIN_PACKAGES, UPDATE_COMMAND, Package
 from typer.testing import CliRunner
 
-PACKAGES = """\
-Package: sl
-Version: 5.02-1
-Source: sl-src (5.02)
-Description: correct you if you type `sl' by mistake
-Description-md5: d0a0
-Homepage: https://example.org/sl
-Section: games
-Tag: game::toys,
- role::program
-
-Package: bare
-Description: has no long description
-Description-md5: ffff
-
-Package: sl
-Description: comes a second time
-Description-md5: d0a1
-
-Package: nothing
-"""
-
-TRANSLATIONS = """\
-Package: sl
-Description-md5: d0a0
-Description-en: correct you if you type `sl' by mistake
- Sl is a program that can display animations
- aimed to correct you. It knows
-  * trains,
-  * more trains
- .
- The second paragraph.
-"""
+PACKAGE = Package(
+    name="sl",
+    source="sl-src",
+    summary="correct you if you type `sl' by mistake",
+    description="Sl displays animations.\n\nThe second paragraph.",
+    section="games",
+    homepage="https://example.org/sl",
+    version="5.02-1",
+)
 
 
-def lines(text):
-    return text.splitlines()
-
-
-def test_stanzas_have_values_of_several_lines():
-    first, *others = stanzas(lines(PACKAGES))
-    assert first["Tag"] == "game::toys,\nrole::program"
-    assert [each["Package"] for each in others] == ["bare", "sl", "nothing"]
+@pytest.fixture
+def apt(tmp_path, monkeypatch):
+    """An apt whose lists are empty: nothing else is found by its name."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("apt-cache", "apt-get"):
+        (folder / name).write_text("#!/bin/sh\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+    return folder
 
 
 def test_a_package_is_a_document_with_its_long_description():
-    (translation,) = stanzas(lines(TRANSLATIONS))
-    long_ones = {translation["Description-md5"]: translation["Description-en"]}
-    assert list(documents(stanzas(lines(PACKAGES)), long_ones)) == [
-        {
-            "_id": "sl",
-            "title": "sl: correct you if you type `sl' by mistake",
-            "text": "Sl is a program that can display animations aimed to correct you. It knows\n"
-            "* trains,\n* more trains\n\nThe second paragraph.",
-            "metadata": {
-                "section": "games",
-                "version": "5.02-1",
-                "source": "sl-src (5.02)",
-                "homepage": "https://example.org/sl",
-            },
+    assert document(PACKAGE) == {
+        "_id": "sl",
+        "title": "sl: correct you if you type `sl' by mistake",
+        "text": "Sl displays animations.\n\nThe second paragraph.",
+        "metadata": {
+            "section": "games",
+            "version": "5.02-1",
+            "source": "sl-src",
+            "homepage": "https://example.org/sl",
         },
-        {
-            "_id": "bare",
-            "title": "bare: has no long description",
-            "text": "has no long description",
-            "metadata": {},
-        },
-    ]
+    }
 
 
-def test_paragraphs_of_nothing_are_nothing():
-    assert paragraphs("") == paragraphs("\n.\n") == ""
+def test_without_a_description_the_summary_is_the_text():
+    bare = Package("bare", "bare", "says it all", "", "", "")
+    assert document(bare)["text"] == "says it all"
+    assert document(bare)["metadata"] == {"source": "bare"}
 
 
 def test_what_is_written_can_be_ingested(tmp_path, monkeypatch):
-    found = [{"_id": f"p{at}", "title": "t", "text": "x", "metadata": {}} for at in range(1_200)]
-    monkeypatch.setattr(debian, "read_packages", lambda: iter(found))
+    found = [Package(f"p{at}", "s", "t", "x", "", "") for at in range(1_200)]
+    monkeypatch.setattr(debian, "iter_packages", lambda: iter(found))
     out = tmp_path / "debian.jsonl.gz"
     done = CliRunner().invoke(app, ["corpus", "debian", str(out), "--json"])
     assert (done.exit_code, json.loads(done.stdout)["documents"]) == (0, 1_200)
@@ -97,11 +67,10 @@ def test_what_is_written_can_be_ingested(tmp_path, monkeypatch):
     assert [each.name for each in tmp_path.iterdir()] == ["debian.jsonl.gz"]
 
 
-def test_empty_lists_name_the_command_and_leave_no_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(debian, "read_packages", lambda: iter(()))
+def test_empty_lists_name_the_command_and_leave_no_file(tmp_path, apt):
     with pytest.raises(CliError, match=r"hold 0 packages: run `apt-get .*update` as root first"):
         write_corpus(tmp_path / "out.jsonl")
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [apt]
 
 
 def test_a_machine_without_apt_is_told_so(tmp_path, monkeypatch):
@@ -115,6 +84,6 @@ def test_a_machine_without_apt_is_told_so(tmp_path, monkeypatch):
 def test_this_machine_lists_are_read_or_asked_for(tmp_path):
     done = CliRunner().invoke(app, ["corpus", "debian", str(tmp_path / "out.jsonl"), "--json"])
     if done.exit_code:
-        assert debian.UPDATE in done.stderr
+        assert UPDATE_COMMAND in done.stderr
     else:
-        assert json.loads(done.stdout)["documents"] >= debian.MIN_PACKAGES
+        assert json.loads(done.stdout)["documents"] >= MIN_PACKAGES

@@ -6,12 +6,14 @@ import pytest
 from shoal.cli import debian, demo
 from shoal.cli.corpora import BundledCorpus
 from shoal.cli.main import app
+from shoal.training.debian import Package, PackageListsError
 from shoal.v1.search_pb2 import SEARCH_KIND_IVF_PQ
 from typer.testing import CliRunner
 
 from tests.harness.cli_broker import serving
 
 DOCUMENTS = [{"_id": f"p{at}", "title": "T", "text": f"paragraph {at}"} for at in range(5)]
+PACKAGES = [Package(f"p{at}", f"p{at}", "T", f"paragraph {at}", "", "") for at in range(5)]
 
 
 @pytest.fixture
@@ -49,8 +51,7 @@ def test_it_ingests_asks_judges_and_says_what_is_next(broker, small_corpus):
 
 
 def test_debian_waits_until_ivf_pq_answers_and_says_so(broker, monkeypatch):
-    monkeypatch.setattr(debian, "read_packages", lambda: iter(DOCUMENTS))
-    monkeypatch.setattr(debian, "MIN_PACKAGES", 1)
+    monkeypatch.setattr(debian, "iter_packages", lambda: iter(PACKAGES))
     broker.kind = SEARCH_KIND_IVF_PQ
     done = CliRunner().invoke(app, ["demo", "debian"])
     assert (done.exit_code, done.stderr) == (0, "")
@@ -59,8 +60,7 @@ def test_debian_waits_until_ivf_pq_answers_and_says_so(broker, monkeypatch):
 
 
 def test_debian_says_if_no_codebook_comes(broker, monkeypatch):
-    monkeypatch.setattr(debian, "read_packages", lambda: iter(DOCUMENTS))
-    monkeypatch.setattr(debian, "MIN_PACKAGES", 1)
+    monkeypatch.setattr(debian, "iter_packages", lambda: iter(PACKAGES))
     monkeypatch.setattr(demo, "CODEBOOK_TIMEOUT_S", 0.0)
     done = CliRunner().invoke(app, ["demo", "debian"])
     assert done.exit_code == 1
@@ -69,9 +69,12 @@ def test_debian_says_if_no_codebook_comes(broker, monkeypatch):
 
 
 def test_without_package_lists_nothing_is_dropped(broker, monkeypatch):
-    monkeypatch.setattr(debian, "read_packages", lambda: iter(()))
+    def empty():
+        raise PackageListsError("the lists are empty: fetch them")
+
+    monkeypatch.setattr(debian, "iter_packages", empty)
     broker.indexes["debian"], broker.versions["debian"] = {}, 1
     done = CliRunner().invoke(app, ["demo", "debian"])
     assert done.exit_code == 1
-    assert debian.UPDATE in done.stderr
+    assert "the lists are empty: fetch them" in done.stderr
     assert "debian" in broker.indexes

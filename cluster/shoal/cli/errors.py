@@ -35,6 +35,8 @@ def _mendable() -> tuple[type[Exception], ...]:
         "shoal.cluster.local": ("LocalRayError",),
         "shoal.cluster.actors": ("StartError",),
         "shoal.training.export": ("ExportError",),
+        "shoal.training.packed_e5": ("PackedWeightsError",),
+        "shoal.training.packed_onnx": ("PackedWeightsError",),
         "shoal.bundle.errors": ("BundleError",),
     }
     return tuple(

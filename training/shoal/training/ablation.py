@@ -43,6 +43,7 @@ CONFIGURATIONS: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 UNTRAINED: Final = "before training"
 BASE: Final = "InfoNCE"
+SCALE_FILE: Final = "scale.json"
 MINED_FILE: Final = "mined.jsonl"
 TABLE_FILE: Final = "ablation.md"
 PICTURE: Final = "ablation.png"
@@ -60,7 +61,9 @@ class Scale:
     layers: int = 2
     """Of the six: a third of the time a step."""
     rate: float = 5e-5
-    queries: int = 1_000
+    pool: int = 8_000
+    """Records that are mined for those: some find no wrong passage within the margin."""
+    queries: int = 2_000
     """Held-out questions that are judged."""
     passages: int = 5_000
     """That they are looked for in."""
@@ -84,6 +87,10 @@ class Scale:
         return read_settings(None, common | dict(changes))
 
 
+class ScaleError(Exception):
+    """A folder whose runs do not compare; the message says what to do."""
+
+
 @dataclass(frozen=True)
 class Run:
     """What a run came to."""
@@ -104,9 +111,7 @@ def mined_records(out: Path, train: Sequence[Pair], scale: Scale) -> list[Pair]:
         settings = scale.settings({}, seed=0)
         torch.set_num_threads(scale.threads)
         model, _ = load_model(settings)
-        # Some find none within the margin.
-        pool = train[: scale.records * 5 // 4]
-        found = mine(pool, model, MiningSettings(negatives=1, last_rank=30))
+        found = mine(train[: scale.pool], model, MiningSettings(negatives=1, last_rank=30))
         part = path.with_suffix(".part")
         write_pairs(found[: scale.records], part)
         part.replace(path)
@@ -194,6 +199,23 @@ def draw(runs: Sequence[Run], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def begin(out: Path, scale: Scale) -> None:
+    """Make the folder, or refuse one whose runs are not comparable with `scale`'s.
+
+    Threads may differ: they change how long a run takes. Raises ScaleError.
+    """
+    path = out / SCALE_FILE
+    wanted = asdict(scale)
+    del wanted["threads"]
+    if not path.is_file():
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()):
+            raise ScaleError(f"{out} holds something else: take an empty folder")
+        path.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+    elif json.loads(path.read_text(encoding="utf-8")) != wanted:
+        raise ScaleError(f"the runs in {out} are of another scale: take an empty folder")
+
+
 def _file_name(configuration: str) -> str:
     return "".join(each if each.isalnum() else "-" for each in configuration).strip("-")
 
@@ -212,8 +234,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=Scale.threads)
     options = parser.parse_args(arguments)
     console = Console()
-    options.out.mkdir(parents=True, exist_ok=True)
     scale = Scale(threads=options.threads)
+    try:
+        begin(options.out, scale)
+    except ScaleError as error:
+        parser.error(str(error))
     names = [UNTRAINED, *CONFIGURATIONS]
     # Seed by seed, so that the table is whole, if wide, when a seed is done. Nothing is trained
     # before training: one seed is all there is.

@@ -94,6 +94,8 @@ class ContrastiveLoss(MultipleNegativesRankingLoss):  # type: ignore[misc]
         # Set after the superclass has set its own number, which the property below hides.
         self.moving_temperature = temperature
         self.queue = queue
+        # The batch's passages by the momentum encoder.
+        self._right: Tensor | None = None
 
     @property
     def scale(self) -> float | Tensor:
@@ -108,17 +110,20 @@ class ContrastiveLoss(MultipleNegativesRankingLoss):  # type: ignore[misc]
         """Compute the loss of a batch: queries, passages and perhaps negatives, tokenised."""
         features = list(sentence_features)
         if self.queue is not None and self.model.training:
-            self.queue.remember(features[1])
+            self._right = self.queue.remember(features[1])
         return super().forward(features, labels)
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor) -> Tensor:
-        """Compute the loss of vectors: the queue's stand behind the batch's as wrong ones."""
-        if self.queue is not None and self.model.training:
-            # Under MatryoshkaLoss the batch's vectors are cut short; cosines scale the rest.
-            keys = self.queue.keys()[:, : embeddings[0].shape[1]]
-            if len(keys):
-                embeddings = [*embeddings, keys.to(embeddings[0].dtype)]
-        return super().compute_loss_from_embeddings(embeddings, labels)
+        """Compute the loss of vectors: the mean of that over the batch and that over the queue."""
+        loss: Tensor = super().compute_loss_from_embeddings(embeddings, labels)
+        if self.queue is None or self._right is None or not self.model.training:
+            return loss
+        queries = embeddings[0]
+        # Under MatryoshkaLoss the batch's vectors are cut short; cosines scale the rest.
+        keys = torch.cat([self._right, self.queue.keys()])[:, : queries.shape[1]]
+        scores = self.similarity_fct(queries, keys.to(queries.dtype)) * self.scale
+        right = torch.arange(len(queries), device=scores.device)
+        return (loss + nn.functional.cross_entropy(scores, right)) / 2.0
 
     def get_config_dict(self) -> dict[str, Any]:
         """What the model's page says of the loss."""

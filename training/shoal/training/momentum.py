@@ -3,8 +3,9 @@
 Momentum contrast: a queue holds the vectors of the last passages, made by a second encoder that
 follows the trained one slowly, so that old and new vectors still compare. He and others 2020,
 https://arxiv.org/abs/1911.05722; for retrieval, Izacard and others 2022 (Contriever),
-https://arxiv.org/abs/2112.09118. Unlike there, a batch's own passages stay with the trained encoder
-and get a gradient: the queue adds to the negatives of the batch and takes nothing away.
+https://arxiv.org/abs/2112.09118. As there, the right passage that stands against the queue is the
+momentum encoder's too: if it were the trained one's, to tell the encoders apart would be enough to
+tell right from wrong. Unlike there, the loss over the batch stays, whose passages get a gradient.
 """
 
 from __future__ import annotations
@@ -33,23 +34,28 @@ class MomentumQueue(nn.Module):  # type: ignore[misc]
         dimension = model.get_embedding_dimension()
         self._keys = torch.zeros((0, dimension))
         self._passages: list[str] = []
-        self._batches: list[dict[str, Tensor]] = []
+        self._batches: list[tuple[dict[str, Tensor], Tensor]] = []
 
     def keys(self) -> Tensor:
         """Vectors of the queue that are wrong for all of the batch: float32 [count, dimension].
 
         A passage of the batch that is in the queue too is left out: it is right for its question.
         """
-        current = {key for batch in self._batches for key in _fingerprints(batch)}
+        current = {key for batch, _ in self._batches for key in _fingerprints(batch)}
         kept = [at for at, key in enumerate(self._passages) if key not in current]
         return self._keys if len(kept) == len(self._keys) else self._keys[kept]
 
-    def remember(self, features: dict[str, Tensor]) -> None:
-        """Note a batch of passages, tokenised, for the queue."""
+    def remember(self, features: dict[str, Tensor]) -> Tensor:
+        """Note a batch of passages, tokenised, for the queue. Returns their vectors."""
         batch = {key: features[key] for key in _READ if key in features}
         # A loss that is computed for several dimensions sees the same batch several times.
-        if not any(each["input_ids"] is batch["input_ids"] for each in self._batches):
-            self._batches.append(batch)
+        for seen, vectors in self._batches:
+            if seen["input_ids"] is batch["input_ids"]:
+                return vectors
+        with torch.no_grad():
+            made: Tensor = self.encoder(dict(batch))["sentence_embedding"].float()
+        self._batches.append((batch, made))
+        return made
 
     def follow(self, model: Any) -> None:
         """Let the momentum encoder follow `model` a step, then take in what was noted."""
@@ -57,8 +63,7 @@ class MomentumQueue(nn.Module):  # type: ignore[misc]
         with torch.no_grad():
             for own, trained in zip(self.encoder.parameters(), plain.parameters(), strict=True):
                 own.lerp_(trained.to(own.dtype), 1.0 - self._momentum)
-            for batch in self._batches:
-                vectors = self.encoder(dict(batch))["sentence_embedding"].float()
+            for batch, vectors in self._batches:
                 self._keys = torch.cat([self._keys.to(vectors.device), vectors])[-self.size :]
                 self._passages = (self._passages + _fingerprints(batch))[-self.size :]
         self._batches = []

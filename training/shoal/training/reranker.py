@@ -26,7 +26,7 @@ from rich.console import Console
 from shoal.bundle import BlendCard, BundleTokenizer, EncoderModel, RerankerModel, load_bundle
 from shoal.training.blend_questions import Judged, Progress, build_questions, machine_sources
 from shoal.training.blending import choose_weight, gains, pairs_of
-from shoal.training.debian import iter_packages
+from shoal.training.debian import PackageListsError, iter_packages
 from shoal.training.export import export_module, resolve_weights, rewrite_blend
 from shoal.training.interaction import InteractionReranker
 from shoal.training.negatives import (
@@ -39,6 +39,7 @@ from shoal.training.negatives import (
 from shoal.training.weighing import choose_blend
 from torch import Tensor, nn
 from transformers import AutoModel
+from transformers.utils import logging as transformers_logging
 
 NAME: Final = "reranker-minilm-l2-int8"
 # In the sum with the dense score a logit is divided by this: cosines of near passages lie about 0.1
@@ -251,6 +252,9 @@ def train(
     encoder: bundle that finds candidates. weights: what to start from, as `shoal export` takes it.
     Raises ExportError or PackageListsError.
     """
+    # It tells of every weight that a network of fewer layers leaves out.
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     folder = resolve_weights(weights)
     loaded = EncoderModel(load_bundle(encoder), threads=settings.threads)
     packages = list(iter_packages())
@@ -267,6 +271,10 @@ def train(
         progress=show,
     )
     report(f"{len(data.train)} questions to train on, {len(data.dev)} held out")
+    if not data.train or not data.dev:
+        raise PackageListsError(
+            f"{len(data.passages)} packages are too few for questions on both sides: take more"
+        )
     network = Trainer(folder, data, settings).run(report)
     # What was trained on decides nothing.
     unlearnt = (each for each in packages if held_out(each.source))

@@ -125,22 +125,14 @@ def plain_troff(line: str) -> str:
     https://man7.org/linux/man-pages/man7/man.7.html
     """
     if line.startswith((".", "'")):
-        match = re.match(
-            r"[.'](?:B|I|BI|BR|IB|IR|RB|RI|SM|SB|Nm|Nd|Fl|Ar|Pa|Em|Sy|Xr|Ql)\s+(.*)", line
-        )
+        match = re.match(rf"[.'](?:{_WORD_MACROS})\s+(.*)", line)
         if match is None:
             return ""
         line = match[1].replace('"', "")
     line = re.sub(r'\\".*', "", line)
     line = re.sub(r"\\f(?:\[[^\]]*\]|\(..|.)", "", line)
     line = re.sub(r"\\s[-+]?\d+", "", line)
-    for escape, plain in (
-        ("\\-", "-"),
-        ("\\(aq", "'"),
-        ("\\(em", "—"),
-        ("\\(bu", "•"),
-        ("\\&", ""),
-    ):
+    for escape, plain in _ESCAPES:
         line = line.replace(escape, plain)
     line = re.sub(r"\\\(..|\\\[[^\]]*\]|\\[*n]\S", "", line)
     return line.replace("\\e", "\x00").replace("\\", "").replace("\x00", "\\").strip()
