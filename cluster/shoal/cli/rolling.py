@@ -98,6 +98,8 @@ class Rolling:
         self._client, self._plan = client, plan
         self._candidate: int | None = None
         self._judged: tuple[Judged, ...] = ()
+        # What ended the canary early.
+        self._failing: CanarySeen | None = None
 
     def serves_already(self) -> bool:
         """True if the model answers searches now."""
@@ -173,7 +175,7 @@ class Rolling:
     def watch_canary(self) -> None:
         """Let a part of the callers be served by the candidate for a while.
 
-        No longer, once it fails or is slow: the verdict says so then.
+        No longer, once it fails or is slow: the verdict is of that moment then.
         """
         seconds, thresholds = self._plan.canary_s, self._plan.thresholds
         until_s = time.monotonic() + seconds
@@ -181,6 +183,7 @@ class Rolling:
             while time.monotonic() < until_s:
                 canary = canary_of(self._describe())  # Ends if somebody has ended the rollout.
                 if canary is not None and has_failed(canary, thresholds):
+                    self._failing = canary
                     return
                 advance(0, f"{until_s - time.monotonic():.0f} s left")
                 time.sleep(min(POLL_S, seconds))
@@ -194,10 +197,14 @@ class Rolling:
     def report(self, version: IndexVersion, serving: int) -> RolloutReport:
         """What is known of the candidate by now."""
         seen = self._describe()
-        shadow, canary = seen.shadow, canary_of(seen)
+        canary = self._failing or canary_of(seen)
         if canary is None or not has_failed(canary, self._plan.thresholds):
             # Else its callers wait for the end: what was judged before it must do.
             self._judged = tuple(self._judge(serving, version.number))
+            # That took a while, in which the canary's callers were served.
+            seen = self._describe()
+            canary = canary_of(seen)
+        shadow = seen.shadow
         return RolloutReport(
             compared=shadow.compared,
             failed=shadow.failed,

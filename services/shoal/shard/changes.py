@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 from shoal.shard.directory import COLUMNS
-from shoal.shard.pace import pause
+from shoal.shard.pace import pause, waiting
 from shoal.shard.shard import Shard
 from shoal.table import schema
 from shoal.table.cursor import Cursor
@@ -62,12 +62,13 @@ def catch_up(table: PassageTable, shard: Shard, number: int, shard_count: int) -
     A shard that lacks deletions which the table has forgotten is left as it is: it has to be made
     anew, and whoever follows sees to that.
     """
-    table.refresh()
+    with waiting():
+        table.refresh()
     cursor = shard.view.cursor
     if table.trimmed.passed(cursor.sequence, slot_range(number, shard_count)):
         return
-    rows, reached = read_changes(table, cursor, [(number, shard_count)])
-    pause()
+    with waiting():
+        rows, reached = read_changes(table, cursor, [(number, shard_count)])
     # Nobody looks at the shard yet: where it stands is said when all of them are in it.
     for piece in () if rows is None else _pieces(rows):
         apply_changes(shard, number, shard_count, piece, cursor)

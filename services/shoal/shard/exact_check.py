@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from shoal.shard.codes import Codebook
 from shoal.shard.held_out import SAME_SCORE, TIES, HeldOut, Neighbours
 from shoal.shard.live_recall import Outcome, SampledQuery
-from shoal.shard.pace import pause
+from shoal.shard.pace import pause, waiting
 from shoal.shard.search import Target, search
 from shoal.table import schema
 from shoal.table.scanning import SPARING
@@ -60,7 +60,12 @@ def true_neighbours(
     nobody = np.empty(0, dtype=np.uint64)
     kept = max(each.top_k for each in sample.queries) + TIES
     truth = Neighbours(HeldOut(sample.vectors, nobody), kept=kept)
-    for batch in table.scan((), slots=slots, with_vectors=True, reading=SPARING):
+    batches = iter(table.scan((), slots=slots, with_vectors=True, reading=SPARING))
+    while True:
+        with waiting():
+            batch = next(batches, None)
+        if batch is None:
+            break
         if not goes_on():
             return None
         row_ids = batch.column(schema.ROW_ID).to_numpy()

@@ -49,12 +49,14 @@ class IndexFollower:
         interval_s: float,
         on_progress: Callable[[], None],
         now_us: Callable[[], int],
+        serves: Callable[[], bool] | None = None,
     ) -> None:
         """Start following.
 
         background: for what has to be done before anything can be searched. patient: for what is
         done beside searches. checking: for checks of recall. on_progress: called in the follower's
-        thread after each step. now_us: microseconds since 1970, for what expires.
+        thread after each step. now_us: microseconds since 1970, for what expires. serves: True once
+        anything on the server is searched; None: nothing but this index is.
         """
         self.table_uri = plan.table_uri
         self.dimension, self.model = plan.dimension, plan.model
@@ -66,6 +68,7 @@ class IndexFollower:
         self._background, self._patient, self._checking = background, patient, checking
         self._interval_s, self._on_progress = interval_s, on_progress
         self._now_us = now_us
+        self._serves = serves or self.serves
         self._stopping = False
         self._swept = False
         self._poked = threading.Event()
@@ -74,6 +77,10 @@ class IndexFollower:
             target=self._run, name=f"follow-{next(iter(plan.layouts)).index_uid}", daemon=True
         )
         self._thread.start()
+
+    def serves(self) -> bool:
+        """True if a shard of it can be searched."""
+        return any(held.ready for _, held in self._held())
 
     @property
     def table_version(self) -> int:
@@ -203,8 +210,7 @@ class IndexFollower:
             if missing:
                 for held in missing:
                     held.busy = True
-                serves = any(held.ready for _, held in self._held())
-                pool = self._patient if serves else self._background
+                pool = self._patient if self._serves() else self._background
                 pool.submit(self._load, layout, missing)
             for held in idle:
                 if held.shard is None:
@@ -235,7 +241,7 @@ class IndexFollower:
                 for each in self.layouts.values()
                 if each is not layout and any(held.ready for held in each.shards.values())
             ]
-            self._upkeep.load(layout, self.table_uri, missing, siblings)
+            self._upkeep.load(layout, self.table_uri, missing, siblings, beside=self._serves())
             self.poke()
 
     def _check_recall(self, layout: HeldLayout) -> None:

@@ -139,10 +139,14 @@ class Holdings:
                     interval_s=self._settings.follow_interval_s,
                     on_progress=self._on_progress,
                     now_us=self._now_us,
+                    serves=self._serves,
                 )
         if not self._swept and self._settings.snapshot_dir is not None:
             self._swept = True
             self._background.submit(_sweep, self._settings.snapshot_dir, {uid for uid, _ in plans})
+
+    def _serves(self) -> bool:
+        return any(each.serves() for each in list(self._indexes.values()))
 
     def find(self, key: LayoutId) -> tuple[IndexFollower, HeldLayout] | None:
         """A layout that is held."""

@@ -21,6 +21,7 @@ from shoal.shard.kernel import faiss
 from shoal.shard.kind import Filling, Kind, Trial
 from shoal.shard.kind_sq8 import use_wide
 from shoal.shard.merge import MISSING_SCORE
+from shoal.shard.pace import in_turns, pause
 from shoal.shard.segment import CodedSegment, Found, MemoryUse, Vectors
 from shoal.shard.segment_folder import FolderReader, FolderWriter
 from shoal.shard.survivors import KNOWN, Part, compare, depth_of
@@ -43,6 +44,8 @@ _MAX_BREADTH: Final = 4_000
 _GROWTH_PART: Final = 0.125
 _GRAPH: Final = "graph.faiss"
 _BLOCK_ROWS: Final = 8_192
+# Beside searches: a tenth of a second.
+_PIECE_ROWS: Final = 256
 # Queries whose walks are kept at once: each takes 12 bytes for a passage that it sees.
 _BLOCK_QUERIES: Final = 64
 
@@ -139,8 +142,10 @@ class GraphSegment(CodedSegment):
             graph = _graph_of(self.codebook, [self.wide[live.mask()]])
         else:
             graph = faiss.deserialize_index(faiss.serialize_index(self.graph))
-        for start in range(0, len(added), _BLOCK_ROWS):
-            graph.add(np.ascontiguousarray(added[start : start + _BLOCK_ROWS]))
+        at_once = _at_once()
+        for start in range(0, len(added), at_once):
+            graph.add(np.ascontiguousarray(added[start : start + at_once]))
+            pause()
         return _segment(self.codebook, graph)
 
 
@@ -276,11 +281,16 @@ def _empty_graph(dimension: int, wide: WideCode) -> Any:
 
 def _graph_of(codebook: Codebook, codes: Sequence[NDArray[np.uint8]]) -> Any:
     """Make a graph of codes: read back, they are encoded to the same codes."""
-    graph = _empty_graph(codebook.manifest.dimension, codebook.wide)
+    graph, at_once = _empty_graph(codebook.manifest.dimension, codebook.wide), _at_once()
     for each in codes:
-        for start in range(0, len(each), _BLOCK_ROWS):
-            graph.add(codebook.wide.decode(each[start : start + _BLOCK_ROWS]))
+        for start in range(0, len(each), at_once):
+            graph.add(codebook.wide.decode(each[start : start + at_once]))
+            pause()
     return graph
+
+
+def _at_once() -> int:
+    return _PIECE_ROWS if in_turns() else _BLOCK_ROWS
 
 
 def _segment(codebook: Codebook, graph: Any) -> GraphSegment:

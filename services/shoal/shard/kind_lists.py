@@ -19,7 +19,7 @@ from shoal.shard.kind import REFINED_NS, Filling, Kind, Trial
 from shoal.shard.lists import copy_lists, join, keep, map_lists, sizes_of, write_lists
 from shoal.shard.matching_lists import chosen_lists, expected_lists, weighed
 from shoal.shard.merge import MISSING_SCORE
-from shoal.shard.pace import pause
+from shoal.shard.pace import in_turns, pause
 from shoal.shard.segment import CodedSegment, Found, MemoryUse, Vectors, WideRows
 from shoal.shard.segment_folder import FolderReader, FolderWriter
 from shoal.shard.survivors import Part
@@ -327,7 +327,8 @@ class _ListFilling:
     def _flush(self, end: int) -> None:
         if self._pending:
             vectors = np.ascontiguousarray(np.concatenate(self._pending))
-            _add(self._lists, vectors, end - len(vectors))
+            at_once = _PIECE_ADDED if in_turns() else _BLOCK_ROWS
+            _add(self._lists, vectors, end - len(vectors), at_once)
             self._pending, self._pending_count = [], 0
 
 

@@ -17,7 +17,7 @@ from shoal.shard.codes import Codebook
 from shoal.shard.directory import COLUMNS, Directory, Positions, find_rows, hash_ids, records_of
 from shoal.shard.field_columns import encoded, field_rows
 from shoal.shard.filling import SegmentBuilder
-from shoal.shard.pace import pause
+from shoal.shard.pace import pause, waiting
 from shoal.shard.postings import PostingsBuilder, counted_of
 from shoal.shard.shard import Main
 from shoal.table import schema
@@ -78,14 +78,25 @@ def build_runs(
     fields = [schema.field_column(each) for each in table.fields]
     columns = (*COLUMNS, schema.SEQUENCE, schema.SLOT, schema.TOMBSTONE, *fields)
     batches, cursor = table.changes(EMPTY_CURSOR, columns, slots=slots)
-    present = present_rows(batches)
+    with waiting():
+        present = present_rows(batches)
     parts = _divide(_no_rows(table) if present is None else present, codebook, table, runs)
     terms = (schema.TERMS,) if table.analyzer else ()
-    for batch in table.scan(terms, slots=slots, with_vectors=True):
+    pause()
+    vectors = iter(table.scan(terms, slots=slots, with_vectors=True))
+    while True:
+        with waiting():
+            batch = next(vectors, None)
+        if batch is None:
+            break
         for part in parts:
             _take_vectors(part, batch, table.dimension, observe)
             pause()
-    return [_finish(part, cursor) for part in parts]
+    mains = []
+    for part in parts:
+        pause()
+        mains.append(_finish(part, cursor))
+    return mains
 
 
 def _divide(

@@ -6,7 +6,7 @@ Measured with two busy cores: threads at nice 8 and 19 made searches wait for up
 shard that was put together while recall was checked made them wait for a sixth of one.
 
 So at any time one thread of the background works, in pieces of some milliseconds. It rests after
-each for as long as it took, and whoever waits for a turn has it meanwhile.
+each for as long as it took, at most 50 ms, and whoever waits for a turn has it meanwhile.
 """
 
 from __future__ import annotations
@@ -60,15 +60,29 @@ def turns(pace: Pace | None = None) -> Iterator[None]:
             del _mine.pace
 
 
+def in_turns() -> bool:
+    """True within `turns`, in its thread."""
+    return getattr(_mine, "pace", None) is not None
+
+
 def pause() -> None:
     """Give up one's turn, rest, and take it again. Nothing outside of `turns`."""
+    with waiting() as pace:
+        if pace is not None:
+            pace.rest()
+
+
+@contextmanager
+def waiting() -> Iterator[Pace | None]:
+    """Give up one's turn while a disk or a store is waited for. Nothing outside of `turns`."""
     pace: Pace | None = getattr(_mine, "pace", None)
     if pace is None:
+        yield None
         return
     _turn.release()
     try:
-        pace.rest()
+        yield pace
     finally:
         _turn.acquire()
-    # To wait for a turn is not to work.
-    pace.begin()
+        # To wait is not to work.
+        pace.begin()

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 from shoal.rpc.errors import ServiceError
 from shoal.shard.codes import sync_folder, write_synced
-from shoal.shard.pace import pause
+from shoal.shard.pace import pause, waiting
 from shoal.v1.errors_pb2 import Reason
 
 MANIFEST: Final = "manifest.json"
@@ -100,8 +100,9 @@ class HashedFile:
 
     def finish(self) -> StoredFile:
         """Wait until it is on disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with waiting():
+            self._file.flush()
+            os.fsync(self._file.fileno())
         self._file.close()
         return StoredFile(bytes=self._bytes, xxh3=self._digest.hexdigest())
 

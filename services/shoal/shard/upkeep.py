@@ -25,7 +25,7 @@ from shoal.shard.held import HeldLayout, HeldShard, LayoutId
 from shoal.shard.kernel import faiss
 from shoal.shard.kind_lists import ListSegment
 from shoal.shard.origin import make_shards, own_segments
-from shoal.shard.pace import turns
+from shoal.shard.pace import turns, waiting
 from shoal.shard.shard import Main, Shard
 from shoal.shard.snapshot import SnapshotFolder
 from shoal.table.durability import local_path
@@ -73,16 +73,19 @@ class Upkeep:
         table_uri: str,
         wanted: Sequence[HeldShard],
         siblings: Sequence[HeldLayout] = (),
+        *,
+        beside: bool = False,
     ) -> None:
         """Load shards: see `shoal.shard.origin` for where they come from.
 
-        siblings: other layouts of the index that this server holds.
+        siblings: other layouts of the index that this server holds. beside: something on this
+        server is searched meanwhile.
         """
         started_s = self.clock()
         try:
             # Where others are searched already, they go first.
-            faiss.omp_set_num_threads(1 if siblings else self._settings.threads)
-            with turns() if siblings else nullcontext():
+            faiss.omp_set_num_threads(1 if beside else self._settings.threads)
+            with turns() if beside else nullcontext():
                 for held, shard in self._shards(layout, table_uri, wanted, siblings):
                     held.shard = shard
                     held.message = "it is catching up with the table"
@@ -108,7 +111,8 @@ class Upkeep:
     ) -> Iterator[tuple[HeldShard, Shard]]:
         if not layout.exact and layout.codebook is None:
             layout.codebook = self._codebook_of(layout, siblings)
-        table = PassageTable.open(table_uri, model=layout.model)
+        with waiting():
+            table = PassageTable.open(table_uri, model=layout.model)
         if table.dimension != layout.dimension:
             raise ServiceError(
                 Reason.REASON_DIMENSION_MISMATCH,

@@ -90,7 +90,10 @@ def rows_by_block(folder: Path) -> Iterator[tuple[Path, NDArray[np.uint64]]]:
         try:
             with path.open("rb") as file, np.load(file) as stored:
                 row_ids = stored["row_ids"]
+        except OSError:
+            continue
         except _UNREADABLE:
+            path.unlink(missing_ok=True)  # It is encoded again, and may hold what is purged.
             continue
         yield path, row_ids
 
