@@ -84,6 +84,18 @@ def test_a_space_is_added_once_but_again_if_it_failed():
         begin(finish(entry), "code", "new")
 
 
+def test_a_space_that_failed_is_not_forgotten_for_what_failed_elsewhere():
+    entry = finish(begin(ENTRY, "code", "new"), "failed")
+    for _ in range(2 * versions.KEPT_FAILED):
+        entry = finish(begin(entry), "failed")
+    assert list(spaces(entry)) == ["code"]
+    assert len(entry.versions) == 1 + versions.KEPT_FAILED
+    for _ in range(2 * versions.KEPT_FAILED):
+        entry = finish(begin(entry, "code", "new"), "failed")
+    assert len(spaces(entry)["code"]) == versions.KEPT_FAILED
+    assert len(entry.versions) == 2 * versions.KEPT_FAILED
+
+
 def test_models_are_not_encoded_twice():
     with pytest.raises(InvalidFieldError, match="the model that the index was made with"):
         versions.begin(

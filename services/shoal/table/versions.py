@@ -34,8 +34,8 @@ State = Literal["building", "ready", "failed"]
 # Version 0 is exact search by the model that the index was made with: there until that model is
 # dropped with it, and never listed.
 EXACT: Final = 0
-# Failed builds that are remembered, so that a build which fails every minute does not fill the
-# catalogue.
+# Failed builds of a space that are remembered, so that a build which fails every minute does not
+# fill the catalogue.
 KEPT_FAILED: Final = 3
 
 
@@ -180,7 +180,10 @@ def begin(
         begun_beside=entry.index_version,
         space=space,
     )
-    failed = [each.number for each in entry.versions if each.state == "failed"]
+    # Of this space alone: a failed build may be all that another one is known by.
+    failed = [
+        each.number for each in entry.versions if each.state == "failed" and each.space == space
+    ]
     forgotten = set(failed[: max(0, len(failed) - KEPT_FAILED + 1)])
     kept = tuple(each for each in entry.versions if each.number not in forgotten)
     return replace(entry, versions=(*kept, record), last_version=number)
