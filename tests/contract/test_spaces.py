@@ -10,6 +10,7 @@ import threading
 import pytest
 from shoal.client import (
     AlreadyExistsError,
+    DeadlineExceededError,
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
@@ -164,6 +165,27 @@ async def test_writes_deletions_filters_and_purges_hold_in_every_space(tmp_path,
         assert [each.model for each in PassageTable.open(str(uri)).models] == [
             version.encoder_model
         ]
+
+
+async def test_looking_deeper_than_the_caller_wants_makes_no_answer_incomplete(
+    tmp_path, bundle, monkeypatch
+):
+    for module in ("grouping", "space_search"):
+        monkeypatch.setattr(f"shoal.broker.{module}.MAX_TOP_K", 6)
+    async with controlled(tmp_path / "home") as (_, client):
+        await spaced(client, bundle)
+        # Among the best passages are many of one document.
+        at = await write(client, {"long": "Herons nest in trees close to water. " * 200})
+        both = await found_in(
+            client,
+            "default",
+            "by-meaning",
+            query="herons nest in trees",
+            hits_per_document=1,
+            top_k=1,
+            min_table_version=at,
+        )
+        assert len(both.hits) == 1
 
 
 async def test_a_space_outlives_restarts_and_goes_when_it_is_dropped(tmp_path, bundle):
@@ -340,3 +362,14 @@ async def test_a_build_of_a_space_that_failed_goes_on_where_it_was(tmp_path, bun
         assert sum(cluster.platform.ranges) == encoded
         await searchable(client)
         await asyncio.gather(*(found_in(client, "default", "by-meaning") for _ in range(8)))
+
+        await cluster.kill_controller()  # So that nobody tells the broker.
+        with pytest.raises(DeadlineExceededError, match="is dropped, but was still found"):
+            await client.drop_space("docs", "by-meaning", timeout_s=2.0)
+        assert await state_of(client) is not None
+        await cluster.start_controller()
+
+        async def gone():
+            return await state_of(client) is None
+
+        await until(gone)

@@ -115,9 +115,9 @@ class SpaceSearch:
         own.omit_text = request.omit_text and self.pipeline.rerank_count(query) == 0
         trace = Trace()
         # Not reranked: vectors of different models say nothing of how near passages are.
-        alone = replace(query, top_k=depth, rerank_count=0)
+        alone = replace(query, rerank_count=0)
         try:
-            looked = await self.pipeline.look(own, route, alone, budget, trace)
+            looked = await self.pipeline.look(own, route, alone, budget, trace, depth)
         except (ServiceError, TimeoutError) as error:
             return _Outcome(route, trace, error=error)
         return _Outcome(route, trace, looked)
