@@ -181,9 +181,10 @@ class SearchServer(SearchServiceServicer):
             raise InvalidFieldError("index", "is required: name the index to search")
         serving = routes.index(request.index)
         spaces = spaces_of(request, serving)
-        route = spaces[0] if spaces else self._version(request, serving, caller)
+        named = [each for each in spaces if each is not serving]
+        route = spaces[0] if named else self._version(request, serving, caller)
         query = check_search(request, route, self._settings)
-        if not all(each.groups for each in spaces or [route]):
+        if not all(each.groups for each in [route, *spaces]):
             raise ServiceError(
                 Reason.REASON_NOT_READY,
                 f"index {route.name} is being loaded: try again in a moment",
@@ -203,7 +204,8 @@ class SearchServer(SearchServiceServicer):
             response.answer_token = self._tokens.make(
                 request.text, response, route, routes.reranker_models
             )
-            if route is serving and not spaces and not request.HasField("index_version"):
+            alone = route is serving and len(spaces) <= 1
+            if alone and not request.HasField("index_version"):
                 # Drift is of what serves: a version on trial is asked by a chosen few.
                 self._sampler.offer(route, request.text, trace.vector, response)
         if request.explain:
