@@ -10,6 +10,7 @@ from shoal.broker.spaces import (
     coverage_of_all,
     fuse_spaces,
     note_space,
+    route_to_read,
     slowest,
     spaces_of,
     unanswered,
@@ -24,6 +25,7 @@ from shoal.v1.search_pb2 import (
     Coverage,
     Hit,
     SearchRequest,
+    SearchResponse,
     SpaceAnswer,
     Stage,
     Vectors,
@@ -181,6 +183,24 @@ def test_coverage_is_that_of_all_spaces_together(route):
     assert [each.message for each in both.cuts] == ["space code: it did not answer in time"]
     reranking = cut(Stage.STAGE_RERANK, Reason.REASON_RERANKER_UNAVAILABLE, "none")
     assert not coverage_of_all([whole], [reranking]).complete
+
+
+def answered(space, shards_searched, *, complete):
+    coverage = Coverage(complete=complete, shards_searched=shards_searched, shards_total=2)
+    return SpaceAnswer(space=space, coverage=coverage)
+
+
+def test_documents_are_read_in_a_space_that_has_answered(route):
+    def read_by(*answers):
+        return route_to_read(SearchResponse(spaces=answers), route).space
+
+    assert route_to_read(SearchResponse(), route) is route
+    assert read_by(answered("code", 1, complete=False)) == "code"
+    silent, whole = answered("default", 0, complete=False), answered("code", 2, complete=True)
+    assert read_by(silent, whole) == "code"
+    assert read_by(silent, answered("code", 1, complete=False)) == "code"
+    assert read_by(answered("default", 2, complete=True), whole) == "default"
+    assert read_by(answered("dropped", 2, complete=True)) == "default"
 
 
 def test_stages_side_by_side_take_as_long_as_the_longest():

@@ -24,7 +24,7 @@ from shoal.broker.sampling import QuerySampler
 from shoal.broker.shadow import Shadow
 from shoal.broker.single_flight import SingleFlight
 from shoal.broker.space_search import SpaceSearch
-from shoal.broker.spaces import spaces_of
+from shoal.broker.spaces import route_to_read, spaces_of
 from shoal.broker.validation import MAX_BATCH, Query, check_context, check_search
 from shoal.rpc.deadline import Deadline
 from shoal.rpc.errors import InvalidFieldError, ServiceError
@@ -114,8 +114,11 @@ class SearchServer(SearchServiceServicer):
         found = await self._admitted(
             request.search, deadline.share(CONTEXT_SEARCH_SHARE), caller_of(context)
         )
-        route = self._routes().index(request.search.index)
-        contexts = await self._contexts.glue(route, found, token_budget, neighbours, deadline)
+        route = route_to_read(found, self._routes().index(request.search.index))
+        at_least = request.search.min_table_version
+        contexts = await self._contexts.glue(
+            route, found, token_budget, neighbours, deadline, at_least
+        )
         response = RetrieveContextResponse(
             contexts=contexts,
             token_count=sum(each.token_count for each in contexts),
