@@ -73,6 +73,13 @@ def test_what_a_space_is_searched_by_is_never_retired():
     assert loaded == {1, 2, 5, 6}
 
 
+def test_a_version_that_a_space_has_left_is_not_kept_in_the_place_of_another():
+    entry = built(built(built(ENTRY), "code", "new"), "code")
+    assert {each.number for each in versions.retire(entry, 2, {2}).versions} == {1, 2, 3}
+    assert {each.number for each in versions.retire(entry, 2, set()).versions} == {1, 3}
+    assert {each.number for each in versions.retire(built(entry), 1, {2}).versions} == {2, 3, 4}
+
+
 def test_a_space_is_added_once_but_again_if_it_failed():
     entry = begin(ENTRY, "code", "new")
     with pytest.raises(BuildInProgressError):

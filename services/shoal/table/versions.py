@@ -313,17 +313,16 @@ def roll_back(entry: IndexEntry, left: int) -> IndexEntry:
 def retire(entry: IndexEntry, keep: int, serving: Set[int]) -> IndexEntry:
     """Take out READY versions beyond the newest `keep`, but those that are or may soon be needed.
 
+    Of spaces none is kept that is not needed: there is no way back to it.
     serving: versions that answer, in force or not.
     """
     candidates = set() if entry.rollout is None else {entry.rollout.candidate}
     needed = {entry.index_version, entry.previous_version, *serving, *candidates}
     needed |= spaces.in_force(entry).keys()
-    ready = [
-        each.number
-        for each in entry.versions
-        if each.state == "ready" and each.number not in needed
-    ]
+    spare = [each for each in entry.versions if each.state == "ready" and each.number not in needed]
+    ready = [each.number for each in spare if not each.space]
     surplus = set(ready[: max(0, len(ready) - keep)])
+    surplus |= {each.number for each in spare if each.space}
     kept = tuple(each for each in entry.versions if each.number not in surplus)
     return replace(entry, versions=kept)
 
