@@ -115,6 +115,9 @@ def test_models_are_not_encoded_twice():
         )
     with pytest.raises(InvalidFieldError, match="the model that another space has"):
         begin(built(ENTRY, "code", "new"), "other", "new")
+    promoted = versions.promote(built(ENTRY, "", "new"), 1)
+    with pytest.raises(InvalidFieldError, match="the model that serves in the default space"):
+        begin(promoted, "code", "new")
 
 
 def test_there_are_only_so_many():

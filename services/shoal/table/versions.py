@@ -161,7 +161,12 @@ def begin(
     number = entry.last_version + 1
     if space:
         encoder_model, encoder_bundle, dimension = spaces.model_of(
-            entry, space, encoder_model, encoder_bundle, dimension
+            entry,
+            space,
+            encoder_model,
+            encoder_bundle,
+            dimension,
+            in_force=model_in_force(entry)[0],
         )
     elif not encoder_model:
         encoder_model, encoder_bundle, dimension = model_in_force(entry)
