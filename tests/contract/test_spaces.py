@@ -5,6 +5,7 @@ which knows meanings.
 """
 
 import asyncio
+import itertools
 import threading
 
 import pytest
@@ -284,6 +285,17 @@ async def test_a_space_that_does_not_answer_is_left_out_and_named(tmp_path, bund
         assert (default.coverage.complete, other.coverage.complete) == (True, False)
         assert (other.coverage.shards_searched, other.coverage.shards_total) == (0, 2)
         assert other.coverage.passages_total == len(TEXTS)
+
+        async def not_waited_for():
+            # Of other words each time, and now and then one asks the encoder all the same.
+            words = f"herons {next(numbers)}"
+            spaces = ["default", "by-meaning"]
+            answer = await client.search("docs", words, spaces=spaces, hybrid=False)
+            (cut,) = answer.coverage.cuts
+            return cut.reason == "ENCODER_UNAVAILABLE" and "for a while" in cut.message
+
+        numbers = itertools.count()
+        await until(not_waited_for)
         await cluster.platform.start_again(id_)
         await until(lambda: _complete(client))
 
