@@ -14,6 +14,7 @@ from shoal.broker.spaces import (
     slowest,
     spaces_of,
     unanswered,
+    weight_of,
 )
 from shoal.broker.targets import MAX_LAYOUTS, Target
 from shoal.internal.v1.topology_pb2 import IndexPlacement, Layout, ShardPlacement, Topology
@@ -149,6 +150,10 @@ def test_a_space_that_cannot_be_searched_is_told_from_one_that_is_not_there(
     with pytest.raises(ServiceError, match=said) as raised:
         spaces_of(request("default", space), route)
     assert raised.value.reason == reason
+
+
+def test_a_search_counts_once_in_each_space():
+    assert [weight_of(request(*each)) for each in ("", "a", "ab", "a" * 99)] == [1, 1, 2, 5]
 
 
 def test_requests_that_mean_nothing_are_refused(route):

@@ -24,7 +24,7 @@ from shoal.broker.sampling import QuerySampler
 from shoal.broker.shadow import Shadow
 from shoal.broker.single_flight import SingleFlight
 from shoal.broker.space_search import SpaceSearch
-from shoal.broker.spaces import route_to_read, spaces_of
+from shoal.broker.spaces import route_to_read, spaces_of, weight_of
 from shoal.broker.validation import MAX_BATCH, Query, check_context, check_search
 from shoal.rpc.deadline import Deadline
 from shoal.rpc.errors import InvalidFieldError, ServiceError
@@ -159,19 +159,22 @@ class SearchServer(SearchServiceServicer):
         """Refuse early what could not be finished in time: a queue would only time out."""
         if self._draining:
             raise ServiceError(Reason.REASON_DRAINING, "this broker stops: ask another one")
-        if self._active >= self._settings.max_concurrent:
+        weight, most = weight_of(request), self._settings.max_concurrent
+        # Where nothing else is under way, there is room for any.
+        if self._active and self._active + weight > most:
             raise ServiceError(
                 Reason.REASON_OVERLOADED,
-                f"{self._active} searches are under way here, as many as this broker takes: "
-                f"come back after the retry delay, or add brokers",
+                f"{self._active} searches are under way here, one in several spaces counted in "
+                f"each, and this broker takes {most}: come back after the retry delay, or add "
+                f"brokers",
                 retry_delay_s=RETRY_DELAY_S,
             )
-        self._active += 1
+        self._active += weight
         self._idle.clear()
         try:
             return await self._search(request, deadline, caller)
         finally:
-            self._active -= 1
+            self._active -= weight
             if self._active == 0:
                 self._idle.set()
 

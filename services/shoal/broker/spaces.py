@@ -60,6 +60,11 @@ def spaces_of(request: SearchRequest, route: IndexRoute) -> list[IndexRoute]:
     return found
 
 
+def weight_of(request: SearchRequest) -> int:
+    """How many searches one counts as, where there may be only so many: each space is looked in."""
+    return min(max(1, len(request.spaces)), MAX_SPACES + 1)
+
+
 def route_to_read(found: SearchResponse, route: IndexRoute) -> IndexRoute:
     """The route by which the documents of an answer are read: of a space that is known to answer.
 
