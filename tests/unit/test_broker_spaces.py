@@ -152,6 +152,14 @@ def test_a_space_that_cannot_be_searched_is_told_from_one_that_is_not_there(
     assert raised.value.reason == reason
 
 
+@pytest.mark.parametrize(("number", "space"), [(2, "code"), (3, "late")])
+def test_who_asks_for_a_spaces_version_is_told_to_name_the_space(route, number, space):
+    with pytest.raises(ServiceError, match=f"is of its vector space {space}: name that") as raised:
+        route.version(number)
+    assert raised.value.reason == Reason.REASON_VERSION_OF_SPACE
+    assert route.version(0) is route
+
+
 def test_a_search_counts_once_in_each_space():
     assert [weight_of(request(*each)) for each in ("", "a", "ab", "a" * 99)] == [1, 1, 2, 5]
 

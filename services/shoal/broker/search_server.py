@@ -227,7 +227,7 @@ class SearchServer(SearchServiceServicer):
     def _version(self, request: SearchRequest, route: IndexRoute, caller: str) -> IndexRoute:
         """The version that answers: the one that is asked for, or by who asks.
 
-        Raises VERSION_NOT_READY.
+        Raises VERSION_NOT_READY, VERSION_OF_SPACE.
         """
         if request.HasField("index_version"):
             return route.version(request.index_version)
