@@ -222,6 +222,8 @@ async def test_a_canary_serves_some_callers_and_always_the_same(tmp_path, bundle
             more = await served(0.8)
             assert all(later >= before for later, before in zip(more, some, strict=True))
             assert set(await served(1.0)) == {version.number}
+            by_name = await answer(callers[0], spaces=["default"])
+            assert [each.index_version for each in by_name.spaces] == [version.number]
             await client.set_rollout("docs", None)
             assert [(await answer(each)).index_version for each in callers] == [0] * 20
 

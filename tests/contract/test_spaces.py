@@ -5,11 +5,13 @@ which knows meanings.
 """
 
 import asyncio
+import itertools
 import threading
 
 import pytest
 from shoal.client import (
     AlreadyExistsError,
+    DeadlineExceededError,
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
@@ -166,6 +168,27 @@ async def test_writes_deletions_filters_and_purges_hold_in_every_space(tmp_path,
         ]
 
 
+async def test_looking_deeper_than_the_caller_wants_makes_no_answer_incomplete(
+    tmp_path, bundle, monkeypatch
+):
+    for module in ("grouping", "space_search"):
+        monkeypatch.setattr(f"shoal.broker.{module}.MAX_TOP_K", 6)
+    async with controlled(tmp_path / "home") as (_, client):
+        await spaced(client, bundle)
+        # Among the best passages are many of one document.
+        at = await write(client, {"long": "Herons nest in trees close to water. " * 200})
+        both = await found_in(
+            client,
+            "default",
+            "by-meaning",
+            query="herons nest in trees",
+            hits_per_document=1,
+            top_k=1,
+            min_table_version=at,
+        )
+        assert len(both.hits) == 1
+
+
 async def test_a_space_outlives_restarts_and_goes_when_it_is_dropped(tmp_path, bundle):
     async with controlled(tmp_path / "home") as (cluster, client):
         version = await spaced(client, bundle)
@@ -262,6 +285,17 @@ async def test_a_space_that_does_not_answer_is_left_out_and_named(tmp_path, bund
         assert (default.coverage.complete, other.coverage.complete) == (True, False)
         assert (other.coverage.shards_searched, other.coverage.shards_total) == (0, 2)
         assert other.coverage.passages_total == len(TEXTS)
+
+        async def not_waited_for():
+            # Of other words each time, and now and then one asks the encoder all the same.
+            words = f"herons {next(numbers)}"
+            spaces = ["default", "by-meaning"]
+            answer = await client.search("docs", words, spaces=spaces, hybrid=False)
+            (cut,) = answer.coverage.cuts
+            return cut.reason == "ENCODER_UNAVAILABLE" and "for a while" in cut.message
+
+        numbers = itertools.count()
+        await until(not_waited_for)
         await cluster.platform.start_again(id_)
         await until(lambda: _complete(client))
 
@@ -340,3 +374,14 @@ async def test_a_build_of_a_space_that_failed_goes_on_where_it_was(tmp_path, bun
         assert sum(cluster.platform.ranges) == encoded
         await searchable(client)
         await asyncio.gather(*(found_in(client, "default", "by-meaning") for _ in range(8)))
+
+        await cluster.kill_controller()  # So that nobody tells the broker.
+        with pytest.raises(DeadlineExceededError, match="is dropped, but was still found"):
+            await client.drop_space("docs", "by-meaning", timeout_s=2.0)
+        assert await state_of(client) is not None
+        await cluster.start_controller()
+
+        async def gone():
+            return await state_of(client) is None
+
+        await until(gone)

@@ -178,6 +178,7 @@ CHANGES: dict[str, SearchRequest] = {
     "hybrid": request(text="whale", hybrid=Hybrid(lexical_weight=0.3)),
     "no_feedback": request(text="whale", no_feedback=True),
     "index_version": request(text="whale", index_version=2),
+    "spaces": request(text="whale", spaces=["default"]),
 }
 
 

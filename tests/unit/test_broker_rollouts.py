@@ -260,10 +260,12 @@ def test_only_what_a_canary_decides_is_counted_and_for_as_long_as_there_is_one(r
     ask(canary, with_canary(route, 0.0), route)
     ask(canary, serving, serving, request=SearchRequest(index="docs"))
     ask(canary, serving, serving.candidate, request=SearchRequest(text="x", index_version=2))
+    ask(canary, serving, serving, request=SearchRequest(text="x", spaces=["code"]))
     assert canary.report(serving).ByteSize() == 0
     ask(canary, serving, serving)
+    ask(canary, serving, serving, request=SearchRequest(text="x", spaces=["default"]))
     canary.keep([serving])
-    assert canary.report(serving).serving_answered == 1
+    assert canary.report(serving).serving_answered == 2
     canary.keep([with_canary(route, 0.0)])
     assert canary.report(serving).ByteSize() == 0
 

@@ -90,6 +90,16 @@ def test_tokens_outlive_a_rotation_of_keys_but_not_two_nor_their_time():
     assert tokens.make("q", answer, route(feedback_disabled=True), ()) == b""
 
 
+def test_an_answer_of_several_spaces_names_the_models_that_had_a_part_in_it():
+    tokens = AnswerTokens()
+    tokens.follow(keys("key1"))
+    answer = SearchResponse()
+    for model, shards in (("a@1", 2), ("b@1", 0), ("c@1", 1)):
+        space = answer.spaces.add(encoder_model=model)
+        space.coverage.shards_searched = shards
+    assert tokens.read(tokens.make("q", answer, route(), ())).encoder_model == "a@1,c@1"
+
+
 def test_a_reranked_answer_names_the_reranker():
     tokens = AnswerTokens()
     tokens.follow(keys("key1"))

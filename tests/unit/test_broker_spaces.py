@@ -10,9 +10,11 @@ from shoal.broker.spaces import (
     coverage_of_all,
     fuse_spaces,
     note_space,
+    route_to_read,
     slowest,
     spaces_of,
     unanswered,
+    weight_of,
 )
 from shoal.broker.targets import MAX_LAYOUTS, Target
 from shoal.internal.v1.topology_pb2 import IndexPlacement, Layout, ShardPlacement, Topology
@@ -24,6 +26,7 @@ from shoal.v1.search_pb2 import (
     Coverage,
     Hit,
     SearchRequest,
+    SearchResponse,
     SpaceAnswer,
     Stage,
     Vectors,
@@ -149,6 +152,18 @@ def test_a_space_that_cannot_be_searched_is_told_from_one_that_is_not_there(
     assert raised.value.reason == reason
 
 
+@pytest.mark.parametrize(("number", "space"), [(2, "code"), (3, "late")])
+def test_who_asks_for_a_spaces_version_is_told_to_name_the_space(route, number, space):
+    with pytest.raises(ServiceError, match=f"is of its vector space {space}: name that") as raised:
+        route.version(number)
+    assert raised.value.reason == Reason.REASON_VERSION_OF_SPACE
+    assert route.version(0) is route
+
+
+def test_a_search_counts_once_in_each_space():
+    assert [weight_of(request(*each)) for each in ("", "a", "ab", "a" * 99)] == [1, 1, 2, 5]
+
+
 def test_requests_that_mean_nothing_are_refused(route):
     for wrong in (
         request("code", "code"),
@@ -181,6 +196,24 @@ def test_coverage_is_that_of_all_spaces_together(route):
     assert [each.message for each in both.cuts] == ["space code: it did not answer in time"]
     reranking = cut(Stage.STAGE_RERANK, Reason.REASON_RERANKER_UNAVAILABLE, "none")
     assert not coverage_of_all([whole], [reranking]).complete
+
+
+def answered(space, shards_searched, *, complete):
+    coverage = Coverage(complete=complete, shards_searched=shards_searched, shards_total=2)
+    return SpaceAnswer(space=space, coverage=coverage)
+
+
+def test_documents_are_read_in_a_space_that_has_answered(route):
+    def read_by(*answers):
+        return route_to_read(SearchResponse(spaces=answers), route).space
+
+    assert route_to_read(SearchResponse(), route) is route
+    assert read_by(answered("code", 1, complete=False)) == "code"
+    silent, whole = answered("default", 0, complete=False), answered("code", 2, complete=True)
+    assert read_by(silent, whole) == "code"
+    assert read_by(silent, answered("code", 1, complete=False)) == "code"
+    assert read_by(answered("default", 2, complete=True), whole) == "default"
+    assert read_by(answered("dropped", 2, complete=True)) == "default"
 
 
 def test_stages_side_by_side_take_as_long_as_the_longest():

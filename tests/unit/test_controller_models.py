@@ -177,6 +177,9 @@ def test_a_space_serves_once_it_is_loaded_and_encoded_and_until_its_next_version
     world.step()
     (space,) = index_of(world).spaces
     assert (space.serving.index_version, space.preparing.index_version) == (1, 2)
+    told = "vector space code of index docs is being prepared in 2 shards at version 2; the old "
+    found = problems(world.config, world.memory, world.observed(), world.now_s)
+    assert f"{told}layout serves" in found
     world.run(10)
     (space,) = index_of(world).spaces
     assert (space.serving.index_version, space.HasField("preparing")) == (2, False)

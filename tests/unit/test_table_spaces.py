@@ -73,6 +73,13 @@ def test_what_a_space_is_searched_by_is_never_retired():
     assert loaded == {1, 2, 5, 6}
 
 
+def test_a_version_that_a_space_has_left_is_not_kept_in_the_place_of_another():
+    entry = built(built(built(ENTRY), "code", "new"), "code")
+    assert {each.number for each in versions.retire(entry, 2, {2}).versions} == {1, 2, 3}
+    assert {each.number for each in versions.retire(entry, 2, set()).versions} == {1, 3}
+    assert {each.number for each in versions.retire(built(entry), 1, {2}).versions} == {2, 3, 4}
+
+
 def test_a_space_is_added_once_but_again_if_it_failed():
     entry = begin(ENTRY, "code", "new")
     with pytest.raises(BuildInProgressError):
@@ -82,6 +89,18 @@ def test_a_space_is_added_once_but_again_if_it_failed():
     assert in_force(built(failed, "code", "new")) == {2: "code"}
     with pytest.raises(SpaceExistsError, match="build another version of it"):
         begin(finish(entry), "code", "new")
+
+
+def test_a_space_that_failed_is_not_forgotten_for_what_failed_elsewhere():
+    entry = finish(begin(ENTRY, "code", "new"), "failed")
+    for _ in range(2 * versions.KEPT_FAILED):
+        entry = finish(begin(entry), "failed")
+    assert list(spaces(entry)) == ["code"]
+    assert len(entry.versions) == 1 + versions.KEPT_FAILED
+    for _ in range(2 * versions.KEPT_FAILED):
+        entry = finish(begin(entry, "code", "new"), "failed")
+    assert len(spaces(entry)["code"]) == versions.KEPT_FAILED
+    assert len(entry.versions) == 2 * versions.KEPT_FAILED
 
 
 def test_models_are_not_encoded_twice():
@@ -96,6 +115,9 @@ def test_models_are_not_encoded_twice():
         )
     with pytest.raises(InvalidFieldError, match="the model that another space has"):
         begin(built(ENTRY, "code", "new"), "other", "new")
+    promoted = versions.promote(built(ENTRY, "", "new"), 1)
+    with pytest.raises(InvalidFieldError, match="the model that serves in the default space"):
+        begin(promoted, "code", "new")
 
 
 def test_there_are_only_so_many():

@@ -26,7 +26,12 @@ from shoal.cluster.index_plan import (
     serves,
 )
 from shoal.cluster.placement import further_encoders, is_declared_encoder, wanted_instances
-from shoal.internal.v1.topology_pb2 import IndexPlacement, PublishTopologyResponse, Topology
+from shoal.internal.v1.topology_pb2 import (
+    IndexPlacement,
+    Layout,
+    PublishTopologyResponse,
+    Topology,
+)
 from shoal.internal.v1.writer_pb2 import CatalogEntry
 from shoal.rpc.topology import placed_spaces
 from shoal.v1.cluster_pb2 import Instance, InstanceState, Role
@@ -214,10 +219,7 @@ def _index_problems(memory: Memory, observed: Observed, now_s: float) -> list[st
         elif not serves(index.serving, index.uid, answers):
             found.append(f"index {index.name} has shards that no shard server has ready")
         elif index.HasField("preparing"):
-            found.append(
-                f"index {index.name} is being prepared in {index.preparing.shard_count} shards at "
-                f"version {index.preparing.index_version}; the old layout serves"
-            )
+            found.append(_prepared(f"index {index.name}", index.preparing))
         elif index.serving.shard_count != memory.scale_of(index.uid).shards:
             found.append(f"index {index.name} is to be divided otherwise")
         found += _space_problems(index, answers)
@@ -228,6 +230,14 @@ def _index_problems(memory: Memory, observed: Observed, now_s: float) -> list[st
         if entry.drift_alert
     ]
     return found
+
+
+def _prepared(what: str, layout: Layout) -> str:
+    """What is said of something that is being loaded beside what serves."""
+    return (
+        f"{what} is being prepared in {layout.shard_count} shards at version "
+        f"{layout.index_version}; the old layout serves"
+    )
 
 
 def _space_problems(
@@ -241,6 +251,8 @@ def _space_problems(
                 found.append(f"{what} has shards that no shard server has ready")
             elif not is_encoded(space.serving, answers):
                 found.append(f"{what} has no encoder that answers")
+            elif space.HasField("preparing"):
+                found.append(_prepared(what, space.preparing))
         elif space.HasField("preparing"):
             found.append(f"{what} is being loaded for the first time")
     return found

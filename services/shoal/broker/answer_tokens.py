@@ -87,8 +87,7 @@ class AnswerTokens:
             index_uid=route.uid,
             index_version=route.index_version,
             table_version=response.table_version,
-            encoder_model=",".join(each.encoder_model for each in response.spaces)
-            or route.encoder_model,
+            encoder_model=_models(response) or route.encoder_model,
             reranker_model=",".join(rerankers) if reranked else "",
             query=query,
             hits=[
@@ -133,6 +132,12 @@ class AnswerTokens:
                 f"{self._answer_s / 3600:g}: ask again, and use that answer's"
             )
         return answer
+
+
+def _models(response: SearchResponse) -> str:
+    """Models of the spaces that had a part in an answer; empty if it names none."""
+    had_part = [each for each in response.spaces if each.coverage.shards_searched > 0]
+    return ",".join(each.encoder_model for each in had_part)
 
 
 def _mac(key: bytes, payload: bytes) -> bytes:

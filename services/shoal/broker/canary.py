@@ -19,6 +19,7 @@ import grpc
 from shoal.broker.answer import Trace
 from shoal.broker.routes import IndexRoute
 from shoal.rpc.errors import ServiceError
+from shoal.rpc.space_names import DEFAULT_SPACE
 from shoal.v1.indexes_pb2 import CanaryReport
 from shoal.v1.search_pb2 import CacheState, SearchRequest, SearchResponse
 
@@ -132,7 +133,8 @@ class Canary:
         self._known = {key: known for key, known in self._known.items() if key in keys}
 
     def _side(self, request: SearchRequest, serving: IndexRoute, route: IndexRoute) -> Side | None:
-        named = request.HasField("index_version") or request.spaces
+        others = any(each != DEFAULT_SPACE for each in request.spaces)
+        named = request.HasField("index_version") or others
         if not _has_canary(serving) or not request.text or named:
             return None
         sides = self._known.setdefault(_key(serving), _Sides())

@@ -33,10 +33,11 @@ class ContextStage:
         token_budget: int,
         neighbours: int,
         deadline: Deadline,
+        min_table_version: int = 0,
     ) -> list[Context]:
         """Make contexts of an answer, best first. Raises what reading raises."""
         ids = dict.fromkeys(hit.document_id for hit in found.hits)
-        documents = await self._reader.read(route, ids, deadline)
+        documents = await self._reader.read(route, ids, deadline, min_table_version)
         return glue(found.hits, documents, token_budget, neighbours)
 
 

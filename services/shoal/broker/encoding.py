@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -57,6 +58,15 @@ class EncodeStage:
                 f"allow more time",
             ) from error
         return vector
+
+    def is_away(self, encoders: Sequence[str] | None) -> bool:
+        """True if there is none to ask, or none has answered for a while.
+
+        encoders: ids of those that may; None: any.
+        """
+        ids, now_s = self._present(encoders), time.monotonic()
+        known = self._targets.all() if ids is None else map(self._targets.get, ids)
+        return all(target is None or target.health.shunned(now_s) for target in known)
 
     def _present(self, encoders: Sequence[str] | None) -> Sequence[str] | None:
         """Those that have not left; once all have, whoever has come for them is among all."""

@@ -90,13 +90,17 @@ class Pipeline:
         query: Query,
         budget: Budget,
         trace: Trace,
+        depth: int = 0,
     ) -> Looked:
-        """Find the candidates, best first and not reranked. Raises ServiceError if nobody can."""
+        """Find the candidates, best first and not reranked. Raises ServiceError if nobody can.
+
+        depth: how many to look for; 0 for as many as the query needs.
+        """
         vector, words = await self.questions.read(request, route, query, budget, trace)
         trace.vector = vector
         look = partial(self._search, request, route, query, vector, words, budget, trace)
         rank = partial(self._ranked, query, words, trace)
-        depth = self.depth(query)
+        depth = depth or self.depth(query)
         if query.per_document:
             found, candidates = await look_for_documents(query, depth, look, rank, trace)
             if self._needed(request, query) == Fill.FILL_TEXT:

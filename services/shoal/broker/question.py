@@ -96,6 +96,11 @@ class QuestionReader:
             if stored is not None and len(stored) == route.dimension * FLOAT32.itemsize:
                 trace.cache = CacheState.CACHE_STATE_VECTOR_HIT
                 return stored
+        if query.unencoded:
+            raise ServiceError(
+                Reason.REASON_ENCODER_UNAVAILABLE,
+                f"no encoder of {route.encoder_model} has answered for a while",
+            )
         with timed(trace, Stage.STAGE_ENCODE):
             vector = await self.encoders.encode(query.text, budget.encode(), route.encoders)
         self._require_model(route, vector)

@@ -84,11 +84,19 @@ class IndexRoute:
         )
 
     def version(self, number: int) -> IndexRoute:
-        """The route to a version that is loaded. Raises VERSION_NOT_READY."""
+        """The route to a version that is loaded. Raises VERSION_NOT_READY, VERSION_OF_SPACE."""
         loaded = [each for each in (self, self.standby, self.candidate) if each is not None]
         for each in loaded:
             if each.index_version == number:
                 return each
+        for placed in self.placed_spaces:
+            layouts = [each for each in (placed.serving, placed.preparing) if each.index_version]
+            if number in [each.index_version for each in layouts]:
+                raise ServiceError(
+                    Reason.REASON_VERSION_OF_SPACE,
+                    f"version {number} of index {self.name} is of its vector space {placed.name}: "
+                    "name that in `spaces`, without `index_version`",
+                )
         numbers = ", ".join(str(each.index_version) for each in loaded)
         raise ServiceError(
             Reason.REASON_VERSION_NOT_READY,

@@ -24,7 +24,7 @@ from shoal.broker.sampling import QuerySampler
 from shoal.broker.shadow import Shadow
 from shoal.broker.single_flight import SingleFlight
 from shoal.broker.space_search import SpaceSearch
-from shoal.broker.spaces import spaces_of
+from shoal.broker.spaces import route_to_read, spaces_of, weight_of
 from shoal.broker.validation import MAX_BATCH, Query, check_context, check_search
 from shoal.rpc.deadline import Deadline
 from shoal.rpc.errors import InvalidFieldError, ServiceError
@@ -114,8 +114,11 @@ class SearchServer(SearchServiceServicer):
         found = await self._admitted(
             request.search, deadline.share(CONTEXT_SEARCH_SHARE), caller_of(context)
         )
-        route = self._routes().index(request.search.index)
-        contexts = await self._contexts.glue(route, found, token_budget, neighbours, deadline)
+        route = route_to_read(found, self._routes().index(request.search.index))
+        at_least = request.search.min_table_version
+        contexts = await self._contexts.glue(
+            route, found, token_budget, neighbours, deadline, at_least
+        )
         response = RetrieveContextResponse(
             contexts=contexts,
             token_count=sum(each.token_count for each in contexts),
@@ -156,19 +159,22 @@ class SearchServer(SearchServiceServicer):
         """Refuse early what could not be finished in time: a queue would only time out."""
         if self._draining:
             raise ServiceError(Reason.REASON_DRAINING, "this broker stops: ask another one")
-        if self._active >= self._settings.max_concurrent:
+        weight, most = weight_of(request), self._settings.max_concurrent
+        # Where nothing else is under way, there is room for any.
+        if self._active and self._active + weight > most:
             raise ServiceError(
                 Reason.REASON_OVERLOADED,
-                f"{self._active} searches are under way here, as many as this broker takes: "
-                f"come back after the retry delay, or add brokers",
+                f"{self._active} searches are under way here, one in several spaces counted in "
+                f"each, and this broker takes {most}: come back after the retry delay, or add "
+                f"brokers",
                 retry_delay_s=RETRY_DELAY_S,
             )
-        self._active += 1
+        self._active += weight
         self._idle.clear()
         try:
             return await self._search(request, deadline, caller)
         finally:
-            self._active -= 1
+            self._active -= weight
             if self._active == 0:
                 self._idle.set()
 
@@ -181,9 +187,10 @@ class SearchServer(SearchServiceServicer):
             raise InvalidFieldError("index", "is required: name the index to search")
         serving = routes.index(request.index)
         spaces = spaces_of(request, serving)
-        route = spaces[0] if spaces else self._version(request, serving, caller)
+        named = [each for each in spaces if each is not serving]
+        route = spaces[0] if named else self._version(request, serving, caller)
         query = check_search(request, route, self._settings)
-        if not all(each.groups for each in spaces or [route]):
+        if not all(each.groups for each in [route, *spaces]):
             raise ServiceError(
                 Reason.REASON_NOT_READY,
                 f"index {route.name} is being loaded: try again in a moment",
@@ -203,7 +210,8 @@ class SearchServer(SearchServiceServicer):
             response.answer_token = self._tokens.make(
                 request.text, response, route, routes.reranker_models
             )
-            if route is serving and not spaces and not request.HasField("index_version"):
+            alone = route is serving and len(spaces) <= 1
+            if alone and not request.HasField("index_version"):
                 # Drift is of what serves: a version on trial is asked by a chosen few.
                 self._sampler.offer(route, request.text, trace.vector, response)
         if request.explain:
@@ -219,7 +227,7 @@ class SearchServer(SearchServiceServicer):
     def _version(self, request: SearchRequest, route: IndexRoute, caller: str) -> IndexRoute:
         """The version that answers: the one that is asked for, or by who asks.
 
-        Raises VERSION_NOT_READY.
+        Raises VERSION_NOT_READY, VERSION_OF_SPACE.
         """
         if request.HasField("index_version"):
             return route.version(request.index_version)

@@ -84,9 +84,13 @@ class SpaceSearch:
         self, request: SearchRequest, routes: Sequence[IndexRoute], query: Query, budget: Budget
     ) -> list[_Outcome]:
         """Look in all spaces; once one has answered, wait only a while longer for the others."""
+        encoders = self.pipeline.questions.encoders
+        away = [encoders.is_away(route.encoders) for route in routes]
+        # Where another space answers, only some searches find out whether an encoder is back.
+        queries = [replace(query, unencoded=each and not all(away)) for each in away]
         tasks = {
-            asyncio.create_task(self._look(request, route, query, budget)): route
-            for route in routes
+            asyncio.create_task(self._look(request, route, own, budget)): route
+            for route, own in zip(routes, queries, strict=True)
         }
         pending, wait_until = set(tasks), budget.deadline
         try:
@@ -115,9 +119,9 @@ class SpaceSearch:
         own.omit_text = request.omit_text and self.pipeline.rerank_count(query) == 0
         trace = Trace()
         # Not reranked: vectors of different models say nothing of how near passages are.
-        alone = replace(query, top_k=depth, rerank_count=0)
+        alone = replace(query, rerank_count=0)
         try:
-            looked = await self.pipeline.look(own, route, alone, budget, trace)
+            looked = await self.pipeline.look(own, route, alone, budget, trace, depth)
         except (ServiceError, TimeoutError) as error:
             return _Outcome(route, trace, error=error)
         return _Outcome(route, trace, looked)

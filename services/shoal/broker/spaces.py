@@ -60,6 +60,30 @@ def spaces_of(request: SearchRequest, route: IndexRoute) -> list[IndexRoute]:
     return found
 
 
+def weight_of(request: SearchRequest) -> int:
+    """How many searches one counts as, where there may be only so many: each space is looked in."""
+    return min(max(1, len(request.spaces)), MAX_SPACES + 1)
+
+
+def route_to_read(found: SearchResponse, route: IndexRoute) -> IndexRoute:
+    """The route by which the documents of an answer are read: of a space that is known to answer.
+
+    The first that has answered whole, or else the one that has answered most.
+    route: to the default space, which is asked where the search named none.
+    """
+    if not found.spaces:
+        return route
+    chosen = max(
+        found.spaces,
+        key=lambda each: (
+            each.coverage.complete,
+            each.coverage.shards_searched / max(1, each.coverage.shards_total),
+        ),
+    )
+    # One that was dropped since has no documents any more; the default space has the same.
+    return route.spaces.get(chosen.space, route)
+
+
 def note_space(ranked: Sequence[Ranked], space: str) -> None:
     """Note in candidates, best first, where they stand in the ranking of a space."""
     for rank, each in enumerate(ranked, start=1):

@@ -92,7 +92,7 @@ class SpaceHandlers:
             if error.reason != Reason.REASON_SPACE_NOT_FOUND or attempts == 1:
                 raise
 
-        await self._board.wait_until(
+        gone = await self._board.wait_until(
             lambda routes: (
                 request.name not in routes.indexes
                 or request.space
@@ -100,6 +100,12 @@ class SpaceHandlers:
             ),
             deadline.share(_WAIT_SHARE),
         )
+        if not gone:
+            raise ServiceError(
+                Reason.REASON_DEADLINE_EXCEEDED,
+                f"vector space {request.space} of index {request.name} is dropped, but was still "
+                "found at the deadline: it goes by itself",
+            )
         return DropSpaceResponse()
 
 

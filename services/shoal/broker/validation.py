@@ -56,6 +56,8 @@ class Query:
     """Canonical; empty if there is none."""
     hybrid: HybridPlan | None = None
     """How words count beside the vector; None if they do not."""
+    unencoded: bool = False
+    """Whether no encoder is to be waited for: then only a vector from the cache answers it."""
 
 
 def check_search(request: SearchRequest, route: IndexRoute, settings: BrokerSettings) -> Query:

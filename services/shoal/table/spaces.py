@@ -42,11 +42,12 @@ def in_force(entry: IndexEntry) -> dict[int, str]:
 
 
 def model_of(
-    entry: IndexEntry, space: str, model: str, bundle: str, dimension: int
+    entry: IndexEntry, space: str, model: str, bundle: str, dimension: int, *, in_force: str
 ) -> tuple[str, str, int]:
     """Model, bundle and dimension of a version that is to be built for a space.
 
     model, bundle, dimension: of a space that is to be added; an empty model: the space's own.
+    in_force: the model that the default space is searched by.
     Raises SpaceExistsError, SpaceNotFoundError, TooManySpacesError, InvalidFieldError.
     """
     known = spaces(entry)
@@ -61,8 +62,14 @@ def model_of(
     if space not in known and len(known) >= MAX_SPACES:
         raise TooManySpacesError(entry.name, list(known))
     others = {each.encoder_model: name for name, own in known.items() for each in own}
-    if model == entry.encoder_model or others.get(model, space) != space:
-        whose = "the index was made with" if model == entry.encoder_model else "another space has"
+    whose = ""
+    if model == entry.encoder_model:
+        whose = "the index was made with"
+    elif model == in_force:
+        whose = "serves in the default space"
+    elif others.get(model, space) != space:
+        whose = "another space has"
+    if whose:
         raise InvalidFieldError(
             "encoder_bundle", f"is {model}, the model that {whose}: a space needs one of its own"
         )

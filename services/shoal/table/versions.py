@@ -34,8 +34,8 @@ State = Literal["building", "ready", "failed"]
 # Version 0 is exact search by the model that the index was made with: there until that model is
 # dropped with it, and never listed.
 EXACT: Final = 0
-# Failed builds that are remembered, so that a build which fails every minute does not fill the
-# catalogue.
+# Failed builds of a space that are remembered, so that a build which fails every minute does not
+# fill the catalogue.
 KEPT_FAILED: Final = 3
 
 
@@ -161,7 +161,12 @@ def begin(
     number = entry.last_version + 1
     if space:
         encoder_model, encoder_bundle, dimension = spaces.model_of(
-            entry, space, encoder_model, encoder_bundle, dimension
+            entry,
+            space,
+            encoder_model,
+            encoder_bundle,
+            dimension,
+            in_force=model_in_force(entry)[0],
         )
     elif not encoder_model:
         encoder_model, encoder_bundle, dimension = model_in_force(entry)
@@ -180,7 +185,10 @@ def begin(
         begun_beside=entry.index_version,
         space=space,
     )
-    failed = [each.number for each in entry.versions if each.state == "failed"]
+    # Of this space alone: a failed build may be all that another one is known by.
+    failed = [
+        each.number for each in entry.versions if each.state == "failed" and each.space == space
+    ]
     forgotten = set(failed[: max(0, len(failed) - KEPT_FAILED + 1)])
     kept = tuple(each for each in entry.versions if each.number not in forgotten)
     return replace(entry, versions=(*kept, record), last_version=number)
@@ -310,17 +318,16 @@ def roll_back(entry: IndexEntry, left: int) -> IndexEntry:
 def retire(entry: IndexEntry, keep: int, serving: Set[int]) -> IndexEntry:
     """Take out READY versions beyond the newest `keep`, but those that are or may soon be needed.
 
+    Of spaces none is kept that is not needed: there is no way back to it.
     serving: versions that answer, in force or not.
     """
     candidates = set() if entry.rollout is None else {entry.rollout.candidate}
     needed = {entry.index_version, entry.previous_version, *serving, *candidates}
     needed |= spaces.in_force(entry).keys()
-    ready = [
-        each.number
-        for each in entry.versions
-        if each.state == "ready" and each.number not in needed
-    ]
+    spare = [each for each in entry.versions if each.state == "ready" and each.number not in needed]
+    ready = [each.number for each in spare if not each.space]
     surplus = set(ready[: max(0, len(ready) - keep)])
+    surplus |= {each.number for each in spare if each.space}
     kept = tuple(each for each in entry.versions if each.number not in surplus)
     return replace(entry, versions=kept)
 

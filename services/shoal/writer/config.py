@@ -127,4 +127,5 @@ class WriterSettings(BaseModel):
     """Seconds between two measurements of the drift of every index, of about a second each."""
     keep_index_versions: int = Field(default=2, ge=0)
     """Newest READY versions of an index that are kept beside the one that serves and the one that a
-    rollback leads to. Older ones are dropped with their files: another build makes another one."""
+    rollback leads to. Older ones are dropped with their files: another build makes another one. Of
+    vector spaces only those are kept that they are searched by."""
