@@ -89,7 +89,7 @@ async def test_a_recall_target_that_nothing_reaches(tmp_path: Path) -> None:
     # Neighbours that lie closer together than the steps of one byte a number.
     random = np.random.default_rng(0)
     base = clustered(1)
-    close = base + 1e-4 * random.standard_normal((900, DIMENSION))
+    close = base + 1e-3 * random.standard_normal((900, DIMENSION))
     close[::100] = -close[::100]
     async with controlled(tmp_path) as (cluster, client):
         await client.create_index("docs", dimension=DIMENSION, recall_target=0.99)

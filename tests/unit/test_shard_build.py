@@ -14,9 +14,10 @@ import pytest
 from shoal.shard import build
 from shoal.shard.build import EncodedShard, VerificationError, encode, explain, train, verify
 from shoal.shard.build_job import BuildJob, StepProgress
-from shoal.shard.codes import load_codebook
+from shoal.shard.codes import Codebook, OperatingPoint, load_codebook
 from shoal.shard.held import HeldLayout, LayoutId
 from shoal.shard.held_out import HeldOut, Neighbours
+from shoal.shard.operating_points import RecallUnreachableError
 from shoal.shard.published import Published
 from shoal.table.errors import TableNotFoundError
 from shoal.table.manifest import (
@@ -264,9 +265,43 @@ def test_verification_refuses_a_recall_below_the_target(
         neighbour_rows=np.full_like(first.neighbour_rows, 10**12),
     )
     better.save(Path(job.folder))
-    with pytest.raises(VerificationError, match=r"recall@10 is 0\.\d+ on .* below the target"):
+    with pytest.raises(RecallUnreachableError, match=r"recall@10 0\.\d+ at best on .* below the"):
         verify(job)
     assert read_manifest(Path(job.folder)).state is ManifestState.READY  # As it was copied.
+
+
+def test_verification_refuses_parameters_that_do_not_hold_in_a_search(
+    copied: tuple[BuildJob, list[EncodedShard]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, _ = copied
+    codebook = load_codebook(codebook_folder(Path(job.folder)))
+    least = OperatingPoint(top_k=10, nprobe=1, refine_factor=2, recall=1.0)
+    manifest = codebook.manifest.model_copy(update={"operating_points": (least,)})
+    hopeful = Codebook(manifest, codebook.template, codebook.wide)
+    monkeypatch.setattr(build, "_with_points", lambda *_: hopeful)
+    with pytest.raises(VerificationError, match=r"recall@10 is 0\.\d+ on .* below the target"):
+        verify(job)
+
+
+def test_search_parameters_are_measured_on_the_segments(
+    corpus: Corpus, built: tuple[BuildJob, list[EncodedShard]]
+) -> None:
+    folder = Path(built[0].folder)
+    codebook, published = load_codebook(codebook_folder(folder)).manifest, read_manifest(folder)
+    assert codebook.query_count >= 300
+    assert codebook.sample_count == corpus.passage_count - codebook.query_count
+    assert [each.top_k for each in codebook.operating_points] == [10, 32, 100]
+    assert [each.top_k for each in published.search_parameters] == [10, 32, 100]
+    # With a margin, as passages are easier than questions; and what a search really reaches.
+    assert codebook.recall_at_10 >= 0.95
+    assert published.recall == pytest.approx(codebook.recall_at_10, abs=0.01)
+
+
+def test_a_codebook_has_no_parameters_before_there_are_segments(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    train(job_of(corpus, tmp_path / "3"))
+    assert load_codebook(codebook_folder(tmp_path / "3")).manifest.operating_points == ()
 
 
 def test_verification_refuses_a_segment_that_cannot_be_read_back(

@@ -7,15 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from shoal.rpc.errors import ServiceError
+from shoal.shard.centroids import place_centroids
 from shoal.shard.codebook import TooFewPassagesError, _read_sample, train_codebook
 from shoal.shard.codes import (
     CodebookDamagedError,
+    OperatingPoint,
     list_count_for,
     load_codebook,
     should_train,
 )
 from shoal.shard.kernel import faiss
 from shoal.shard.kinds import named
+from shoal.shard.operating_points import Measured, Tried, Truth, _pick, ranked_recalls
 from shoal.shard.wide_code import Bounds, WideCode
 from shoal.v1.errors_pb2 import Reason
 
@@ -211,3 +214,74 @@ def test_bounds_are_of_all_vectors_of_the_table_sampled_or_not(tmp_path, monkeyp
     assert (seen.lowest <= vectors.min(axis=0)).all()
     assert (seen.highest >= vectors.max(axis=0)).all()
     assert (seen.highest > sample.max(axis=0)).any()
+
+
+def _clustered(count: int, seed: int) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    centres = unit(random.standard_normal((40, 16)))
+    rows = centres[random.integers(0, 40, count)] + 0.2 * random.standard_normal((count, 16))
+    return unit(rows).astype(np.float32)
+
+
+def _with_centroids(sample: np.ndarray, seed: int) -> np.ndarray:
+    lists = faiss.index_factory(16, "IVF64,SQ8", faiss.METRIC_INNER_PRODUCT)
+    place_centroids(lists, sample, seed)
+    assert lists.quantizer.ntotal == 64
+    return lists.quantizer.reconstruct_n(0, 64)
+
+
+def test_centroids_of_few_points_lie_as_well_as_those_of_all():
+    sample, others = _clustered(4096, 1), _clustered(2000, 1)
+    centroids = _with_centroids(sample, 7)
+    plain = faiss.Clustering(16, 64)
+    plain.niter, plain.spherical, plain.seed = 10, True, 8
+    plain.train(sample, faiss.IndexFlatIP(16))
+    usual = faiss.vector_to_array(plain.centroids).reshape(64, 16)
+
+    def nearness(places):
+        return (others @ places.T).max(axis=1).mean()
+
+    assert nearness(centroids) > nearness(usual) - 0.01
+    # Far from where they began: at points of the sample.
+    assert nearness(centroids) > nearness(sample[:64]) + 0.02
+    assert np.allclose(np.linalg.norm(centroids, axis=1), 1, atol=1e-5)
+
+
+def test_centroids_are_repeatable_and_training_keeps_them():
+    sample = _clustered(2000, 2)
+    assert np.array_equal(_with_centroids(sample, 3), _with_centroids(sample, 3))
+    assert not np.array_equal(_with_centroids(sample, 3), _with_centroids(sample, 4))
+    seen = Bounds.none(16).with_vectors(sample)
+    template = named("ivf-pq").train(sample, 64, WideCode.train("sq8", seen), 3)
+    assert np.array_equal(template.quantizer.reconstruct_n(0, 64), _with_centroids(sample, 3))
+
+
+def test_the_cheapest_parameters_that_reach_the_target_are_chosen():
+    def tried(cost, floor):
+        return Tried(cost, floor, OperatingPoint(top_k=10, recall=floor))
+
+    reaching = [tried(5, 0.96), tried(3, 0.951), tried(1, 0.949)]
+    assert _pick(reaching, 0.95).cost_ns == 3
+    # Out of reach: what costs a hundred times as much is not worth a gain of a thousandth.
+    short = [tried(500, 0.931), tried(5, 0.930), tried(1, 0.92)]
+    assert _pick(short, 0.95).cost_ns == 5
+
+
+def test_a_wide_code_is_judged_by_what_it_tells_apart():
+    """Neighbours that a code equates are in no order, although they are given in the true one."""
+    random = np.random.default_rng(5)
+    base = unit(random.standard_normal((1, 8)) + 1e-6 * random.standard_normal((300, 8)))
+    base, held_out = base.astype(np.float32), unit(random.standard_normal((20, 8)))
+    held_out = held_out.astype(np.float32)
+    exact = (held_out.astype(np.float64) @ base.T.astype(np.float64)).astype(np.float64)
+    order = np.argsort(-exact, axis=1)[:, :128]
+    # Scores that are told apart, in the same order.
+    scores = np.tile(np.linspace(1, 0, 128, dtype=np.float32), (20, 1))
+    measured = Measured(named("ivf-pq"), held_out, Truth(scores, order))
+    coarse = WideCode("sq8", np.full(8, -1, np.float32), np.full(8, 2 / 255, np.float32))
+    assert ranked_recalls(measured, base[order], coarse).mean() < 0.3
+    told_apart = unit(random.standard_normal((300, 8))).astype(np.float32)
+    true = np.argsort(-(held_out @ told_apart.T), axis=1)[:, :128]
+    exact_scores = np.take_along_axis(held_out @ told_apart.T, true, axis=1)
+    measured = Measured(named("ivf-pq"), held_out, Truth(exact_scores, true))
+    assert ranked_recalls(measured, told_apart[true], coarse).mean() > 0.9

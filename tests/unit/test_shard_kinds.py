@@ -11,7 +11,7 @@ import pytest
 from shoal.internal.v1.shard_pb2 import ShardState
 from shoal.shard.build import EncodedShard, encode, train, verify
 from shoal.shard.build_job import BuildJob
-from shoal.shard.codebook import RecallUnreachableError, train_codebook
+from shoal.shard.codebook import train_codebook
 from shoal.shard.codes import CoarseAssignment, Codebook, load_codebook
 from shoal.shard.filling import SegmentBuilder
 from shoal.shard.footprint import footprint
@@ -22,6 +22,7 @@ from shoal.shard.kind_names import KIND_NAMES, KindName, name_of, number_of
 from shoal.shard.kinds import kind_of
 from shoal.shard.load import build_shards
 from shoal.shard.move import Source, assembled, cover
+from shoal.shard.operating_points import RecallUnreachableError
 from shoal.shard.search import Target, search
 from shoal.shard.segment import CodedSegment, Found, Vectors
 from shoal.shard.shard import Shard
@@ -389,7 +390,8 @@ def test_a_version_is_built_verified_and_published(
     shutil.rmtree(job.folder)
 
 
-def test_a_target_out_of_reach_fails_loudly(corpus: Corpus, tmp_path: Path) -> None:
+@pytest.mark.parametrize("with_points", [True, False])
+def test_a_target_out_of_reach_fails_loudly(tmp_path: Path, *, with_points: bool) -> None:
     # One byte a number cannot tell neighbours apart that lie closer together than its steps.
     close = Corpus(tmp_path, dimension=8, seed=1)
     base = close.vectors(1)
@@ -400,7 +402,14 @@ def test_a_target_out_of_reach_fails_loudly(corpus: Corpus, tmp_path: Path) -> N
         stored.vectors[0, 0] += 0.5 * (close.random.random() < 0.01)
     close.write(dict(close.present))
     with pytest.raises(RecallUnreachableError) as raised:
-        train_codebook(close.uri, tmp_path / "1", kind="ivf-sq8", recall_target=0.999, threads=1)
+        train_codebook(
+            close.uri,
+            tmp_path / "1",
+            kind="ivf-sq8",
+            recall_target=0.999,
+            with_points=with_points,
+            threads=1,
+        )
     message = str(raised.value)
     assert "ivf-sq8 reaches recall@10 0." in message
     assert "target 0.999" in message

@@ -24,12 +24,21 @@ import numpy as np
 from numpy.typing import NDArray
 from shoal.shard.build_job import PROGRESS, BuildJob, StepProgress, Verified
 from shoal.shard.codebook import train_codebook
-from shoal.shard.codes import Codebook, load_codebook
+from shoal.shard.codes import Codebook, load_codebook, replace_manifest
 from shoal.shard.held_out import FILE_NAME as HELD_OUT_FILE
-from shoal.shard.held_out import HeldOut, Neighbours
+from shoal.shard.held_out import TIES, HeldOut, Neighbours
 from shoal.shard.kernel import faiss
+from shoal.shard.kinds import kind_of
 from shoal.shard.load import build_shards
+from shoal.shard.operating_points import (
+    TOP_KS,
+    Measured,
+    RecallUnreachableError,
+    Truth,
+    measure,
+)
 from shoal.shard.search import Target, search
+from shoal.shard.segment_corpus import SegmentCorpus
 from shoal.shard.shard import Main, Shard
 from shoal.shard.snapshot import SnapshotFolder
 from shoal.shard.tombstones import Live
@@ -54,10 +63,9 @@ from shoal.table.table import PassageTable
 
 _log = logging.getLogger(__name__)
 
-TOP_K: Final = 10
-# Held-out vectors that the segments are verified with. Each is compared with every passage, which
-# takes about a twentieth of the time that encoding does.
-VERIFIED_QUERIES: Final = 200
+TOP_K: Final = TOP_KS[0]
+# Exact neighbours of each held-out vector that a shard gives.
+_NEIGHBOURS: Final = max(TOP_KS) + TIES
 # Smaller files are checked by their checksum here; larger ones are checked as they are loaded.
 _HASHED_UP_TO_BYTES: Final = 1 << 20
 # Queries that are searched at once: each may have thousands of candidates to score again.
@@ -124,6 +132,7 @@ def train(job: BuildJob) -> None:
         model=job.vectors_of,
         memory_bytes=job.memory_bytes,
         recall_target=job.recall_target,
+        with_points=False,
         threads=job.threads,
         progress=progress.report,
     )
@@ -164,7 +173,7 @@ def encode(job: BuildJob, shard: int) -> None:
     progress = StepProgress(folder, f"encode-{shard:04}")
     faiss.omp_set_num_threads(job.threads)
     codebook = load_codebook(codebook_folder(folder), job.dimension)
-    held_out = HeldOut.load(codebook_folder(folder)).first(VERIFIED_QUERIES)
+    held_out = HeldOut.load(codebook_folder(folder))
     table = PassageTable.open(job.table_uri, model=job.vectors_of)
 
     def read() -> tuple[Main, Neighbours, int]:
@@ -196,10 +205,19 @@ def verify(job: BuildJob) -> Verified:
     folder = Path(job.folder)
     faiss.omp_set_num_threads(job.threads)
     codebook = load_codebook(codebook_folder(folder), job.dimension)
-    held_out = HeldOut.load(codebook_folder(folder)).first(VERIFIED_QUERIES)
+    held_out = HeldOut.load(codebook_folder(folder))
     shards = [EncodedShard.load(folder, shard) for shard in range(job.shard_count)]
     mains = [_read_back(job, codebook, each) for each in shards]
-    recall = _recall(job, codebook, held_out, mains, shards)
+    truth = Neighbours(held_out, _NEIGHBOURS)
+    for each in shards:
+        truth.take(each.neighbour_scores, each.neighbour_rows)
+    # Without the held-out passages.
+    targets = [
+        _without(each.entry.shard, main, held_out, job.dimension)
+        for each, main in zip(shards, mains, strict=True)
+    ]
+    codebook = _with_points(job, codebook, truth, held_out, targets)
+    recall = _recall(job, codebook, truth, held_out, targets)
     if recall < job.recall_target:
         raise VerificationError(
             f"recall@{TOP_K} is {recall:.3f} on {len(held_out.vectors)} held-out vectors, below "
@@ -291,7 +309,7 @@ def _encoded(
     shard: int,
     progress: StepProgress,
 ) -> tuple[Main, Neighbours]:
-    neighbours = Neighbours(held_out)
+    neighbours = Neighbours(held_out, _NEIGHBOURS)
     observe = _observer(neighbours, progress, table.row_count // job.shard_count)
     built = build_shards(table, codebook, [shard], job.shard_count, observe=observe)
     neighbours.flush()
@@ -341,21 +359,44 @@ def _read_back(job: BuildJob, codebook: Codebook, encoded: EncodedShard) -> Main
     return main
 
 
+def _with_points(
+    job: BuildJob,
+    codebook: Codebook,
+    truth: Neighbours,
+    held_out: HeldOut,
+    targets: Sequence[Target],
+) -> Codebook:
+    """Choose the search parameters on the segments, and write them into the codebook's manifest.
+
+    Raises RecallUnreachableError.
+    """
+    corpus = SegmentCorpus(codebook, targets)
+    known = Truth(truth.scores, corpus.numbers_of(truth.row_ids))
+    measured = Measured(kind_of(codebook), held_out.vectors, known)
+    tried = measure(measured, corpus, codebook.wide, job.recall_target)
+    best = tried[0].point
+    if best.recall < job.recall_target:
+        raise RecallUnreachableError(
+            codebook.manifest.kind, best.recall, job.recall_target, len(held_out.vectors)
+        )
+    update = {
+        "operating_points": tuple(each.point for each in tried),
+        "sample_count": corpus.count,
+        "query_count": len(held_out.vectors),
+    }
+    manifest = codebook.manifest.model_copy(update=update)
+    replace_manifest(codebook_folder(Path(job.folder)), manifest)
+    return Codebook(manifest, codebook.template, codebook.wide)
+
+
 def _recall(
     job: BuildJob,
     codebook: Codebook,
+    truth: Neighbours,
     held_out: HeldOut,
-    mains: Sequence[Main],
-    shards: Sequence[EncodedShard],
+    targets: Sequence[Target],
 ) -> float:
-    """Search all segments as a shard server would, but for the held-out passages."""
-    truth = Neighbours(held_out)
-    for each in shards:
-        truth.take(each.neighbour_scores, each.neighbour_rows)
-    targets = [
-        _without(each.entry.shard, main, held_out, job.dimension)
-        for each, main in zip(shards, mains, strict=True)
-    ]
+    """Search all segments as a shard server would."""
     found = []
     for first in range(0, len(held_out.vectors), _BLOCK_QUERIES):
         queries = held_out.vectors[first : first + _BLOCK_QUERIES]

@@ -136,8 +136,8 @@ class Manifest(BaseModel):
     """The lists or the graph, in FAISS's words."""
     wide: WideKind
     """The code that candidates are scored again with."""
-    operating_points: tuple[OperatingPoint, ...] = Field(min_length=1)
-    """Ascending by `top_k`."""
+    operating_points: tuple[OperatingPoint, ...] = ()
+    """Ascending by `top_k`. None in a version whose segments are still being made."""
     recall_target: float
     """What was asked for; the points were chosen with a margin."""
     passage_count: int
@@ -267,6 +267,17 @@ def load_manifest(folder: Path) -> Manifest:
             folder, f"has format {manifest.format}, and this release reads {FORMAT}"
         )
     return manifest
+
+
+def replace_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write what is known better now of a codebook that is there. Raises OSError."""
+    beside = folder / f".{_MANIFEST_FILE}-{uuid.uuid4().hex}"
+    try:
+        write_synced(beside, manifest.model_dump_json(indent=2).encode())
+        beside.replace(folder / _MANIFEST_FILE)
+        sync_folder(folder)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def write_synced(path: Path, content: bytes) -> None:

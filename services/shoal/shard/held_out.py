@@ -38,10 +38,6 @@ class HeldOut:
     # Rows of the passages, uint64 [n]; [0] if they are questions, which are in no table.
     row_ids: NDArray[np.uint64]
 
-    def first(self, count: int) -> HeldOut:
-        """Some of them: they stand in random order."""
-        return HeldOut(self.vectors[:count], self.row_ids[:count])
-
     def save(self, folder: Path) -> None:
         """Write them. Raises OSError."""
         buffer = io.BytesIO()

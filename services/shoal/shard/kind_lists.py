@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from shoal.shard.centroids import place_centroids
 from shoal.shard.codes import CoarseAssignment, Codebook, Manifest, OperatingPoint
 from shoal.shard.kernel import faiss
 from shoal.shard.kind import REFINED_NS, Filling, Kind, Trial
@@ -26,7 +27,6 @@ from shoal.shard.survivors import Part
 from shoal.shard.tombstones import Live
 from shoal.shard.wide_code import WideCode, WideKind
 
-TRAINING_ROUNDS: Final = 10
 NPROBES: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024)
 _ID_BYTES: Final = 8
 _LISTS: Final = "lists.bin"
@@ -134,7 +134,10 @@ class ListKind(Kind):
     measured_at_most = 1 << 62
     refines = True
     wides: ClassVar[tuple[WideKind, ...]] = ("sq8", "fp16")
-    refine_factors: ClassVar[tuple[int, ...]] = (2, 3, 4, 6, 8, 12, 16, 24, 32)
+    refine_factors: ClassVar[tuple[int, ...]] = (
+        *(2, 3, 4, 6, 8, 12, 16, 24, 32),
+        *(48, 64, 96, 128, 192, 256),
+    )
     # What comparing a code costs on one core, in nanoseconds.
     code_ns: ClassVar[float]
 
@@ -148,7 +151,7 @@ class ListKind(Kind):
         dimension = sample.shape[1]
         factory = self.factory(dimension, list_count)
         template = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
-        seed_clustering(template, seed)
+        place_centroids(template, sample, seed)
         template.train(sample)
         return template
 
@@ -289,12 +292,6 @@ def _rows_of(
     if added is not None:
         rows[end:] = added
     return rows
-
-
-def seed_clustering(template: Any, seed: int) -> None:
-    """Have the coarse quantizer's training be repeatable."""
-    template.cp.niter = TRAINING_ROUNDS
-    template.cp.seed = 1 + seed
 
 
 class _ListFilling:

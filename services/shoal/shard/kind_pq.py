@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from shoal.shard.centroids import place_centroids
 from shoal.shard.kernel import faiss
-from shoal.shard.kind_lists import ListKind, seed_clustering
+from shoal.shard.kind_lists import ListKind
 from shoal.shard.segment import Vectors
 from shoal.shard.wide_code import WideCode
 
@@ -31,7 +32,7 @@ class PqKind(ListKind):
         dimension = sample.shape[1]
         factory = self.factory(dimension, list_count)
         template = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
-        seed_clustering(template, seed)
+        place_centroids(template, sample, seed)
         template.pq.cp.seed = 1 + seed
         template.train(sample)
         return template

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from shoal.shard.centroids import place_centroids
 from shoal.shard.codes import Codebook
 from shoal.shard.kernel import faiss
-from shoal.shard.kind_lists import CodesInLists, ListKind, ListSegment, seed_clustering
+from shoal.shard.kind_lists import CodesInLists, ListKind, ListSegment
 from shoal.shard.segment import Vectors
 from shoal.shard.segment_folder import FolderReader
 from shoal.shard.wide_code import WideCode
@@ -40,7 +41,7 @@ class Sq8Kind(ListKind):
         template = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
         # Not of residuals: a code then is the same in whichever list.
         template.by_residual = False
-        seed_clustering(template, seed)
+        place_centroids(template, sample, seed)
         template.train(sample)
         use_wide(template.sq, wide)
         return template
