@@ -61,19 +61,21 @@ def _vectors(size: int, dimension: int, cache: Path) -> Vectors:
 
 
 def measure(kind: str, size: int, dimension: int, cache: Path) -> dict[str, Any]:
-    """Build a segment of a kind with one thread, and search it."""
+    """Build and tune a segment of a kind with one thread, and search it."""
     import faiss
     import numpy as np
     from shoal.shard.codebook import fit
     from shoal.shard.codes import Codebook
     from shoal.shard.filling import SegmentBuilder
+    from shoal.shard.held_out import HeldOut, Neighbours
     from shoal.shard.kinds import named
+    from shoal.shard.segment_corpus import NEIGHBOURS, tuned, without
 
     faiss.omp_set_num_threads(1)
     vectors = _vectors(size, dimension, cache)
     rows = np.ascontiguousarray(vectors.rows)
     began_s = time.process_time()
-    codebook = None
+    codebook, held_out = None, HeldOut(rows[:0], np.empty(0, np.uint64))
     if kind != "exact":
         order = np.random.default_rng(0).permutation(size)
         fitted = fit(
@@ -84,24 +86,36 @@ def measure(kind: str, size: int, dimension: int, cache: Path) -> dict[str, Any]
             RECALL_TARGET,
             0,
             lambda stage, done: None,
+            with_points=False,
         )
         codebook = Codebook(*fitted)
+        chosen = order[: codebook.manifest.query_count]
+        held_out = HeldOut(rows[chosen], chosen.astype(np.uint64))
     trained_s = time.process_time()
     builder = SegmentBuilder(codebook, dimension, size)
+    neighbours = Neighbours(held_out, NEIGHBOURS)
     for first in range(0, size, _SHARD):
-        builder.add(rows[first : first + _SHARD])
-    segment = builder.finish()
+        block = rows[first : first + _SHARD]
+        builder.add(block)
+        if codebook is not None:
+            neighbours.add(np.arange(first, first + len(block), dtype=np.uint64), block)
+    main = _main_of(builder.finish())
     filled_s = time.process_time()
-    lone_us, batch_us, recall = _searched(segment, codebook, vectors, dimension)
+    if codebook is not None:
+        neighbours.flush()
+        left = [without(0, main, held_out)]
+        codebook = tuned(codebook, left, held_out, neighbours, RECALL_TARGET)
+    tuned_s = time.process_time()
+    lone_us, batch_us, recall = _searched(main, codebook, vectors, dimension)
     return {
         "kind": kind,
         "vectors": size,
         "dimension": dimension,
-        "train_s": round(trained_s - began_s, 3),
+        "train_s": round(trained_s - began_s + tuned_s - filled_s, 3),
         "encode_s": round(filled_s - trained_s, 3),
         "lone_us": round(lone_us, 1),
         "batch_us": round(batch_us, 1),
-        "bytes": round(segment.memory_bytes / size, 2),
+        "bytes": round(main.segment.memory_bytes / size, 2),
         "recall": round(recall, 4),
         "parameters": _parameters(codebook),
     }
@@ -115,15 +129,12 @@ def _parameters(codebook: Any) -> dict[str, Any]:
     return {"lists": codebook.manifest.list_count, "wide": codebook.manifest.wide, **chosen}
 
 
-def _searched(
-    segment: Any, codebook: Any, vectors: Vectors, dimension: int
-) -> tuple[float, float, float]:
-    """Median of lone queries and cost of one in a batch, microseconds; recall."""
+def _main_of(segment: Any) -> Any:
+    """A shard's main segment, whose rows' ids are their positions."""
     import numpy as np
     import pyarrow as pa
     from shoal.shard.directory import RECORD, Directory
-    from shoal.shard.search import Target, search
-    from shoal.shard.shard import Main, Shard
+    from shoal.shard.shard import Main
     from shoal.table.cursor import EMPTY_CURSOR
 
     count = segment.count
@@ -131,8 +142,18 @@ def _searched(
     records["row_id"] = np.arange(count)
     ids = pa.array(np.arange(count).astype(str), pa.large_string())
     directory = Directory(records, ids, np.arange(count, dtype=np.uint64))
-    shard = Shard(Main(segment, directory, EMPTY_CURSOR), dimension, 1_000)
-    targets = [Target(0, shard.view)]
+    return Main(segment, directory, EMPTY_CURSOR)
+
+
+def _searched(
+    main: Any, codebook: Any, vectors: Vectors, dimension: int
+) -> tuple[float, float, float]:
+    """Median of lone queries and cost of one in a batch, microseconds; recall."""
+    import numpy as np
+    from shoal.shard.search import Target, search
+    from shoal.shard.shard import Shard
+
+    targets = [Target(0, Shard(main, dimension, 1_000).view)]
 
     def ask(queries: Any) -> Any:
         ranking, failures = search(targets, codebook, queries, TOP_K, shard_count=1)

@@ -278,7 +278,7 @@ def test_verification_refuses_parameters_that_do_not_hold_in_a_search(
     least = OperatingPoint(top_k=10, nprobe=1, refine_factor=2, recall=1.0)
     manifest = codebook.manifest.model_copy(update={"operating_points": (least,)})
     hopeful = Codebook(manifest, codebook.template, codebook.wide)
-    monkeypatch.setattr(build, "_with_points", lambda *_: hopeful)
+    monkeypatch.setattr(build, "tuned", lambda *_: hopeful)
     with pytest.raises(VerificationError, match=r"recall@10 is 0\.\d+ on .* below the target"):
         verify(job)
 

@@ -16,7 +16,7 @@ import contextlib
 import logging
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -26,22 +26,14 @@ from shoal.shard.build_job import PROGRESS, BuildJob, StepProgress, Verified
 from shoal.shard.codebook import train_codebook
 from shoal.shard.codes import Codebook, load_codebook, replace_manifest
 from shoal.shard.held_out import FILE_NAME as HELD_OUT_FILE
-from shoal.shard.held_out import TIES, HeldOut, Neighbours
+from shoal.shard.held_out import HeldOut, Neighbours
 from shoal.shard.kernel import faiss
-from shoal.shard.kinds import kind_of
 from shoal.shard.load import build_shards
-from shoal.shard.operating_points import (
-    TOP_KS,
-    Measured,
-    RecallUnreachableError,
-    Truth,
-    measure,
-)
+from shoal.shard.operating_points import TOP_KS
 from shoal.shard.search import Target, search
-from shoal.shard.segment_corpus import SegmentCorpus
-from shoal.shard.shard import Main, Shard
+from shoal.shard.segment_corpus import NEIGHBOURS, tuned, without
+from shoal.shard.shard import Main
 from shoal.shard.snapshot import SnapshotFolder
-from shoal.shard.tombstones import Live
 from shoal.table import schema
 from shoal.table.errors import UNWRITABLE
 from shoal.table.manifest import (
@@ -64,8 +56,6 @@ from shoal.table.table import PassageTable
 _log = logging.getLogger(__name__)
 
 TOP_K: Final = TOP_KS[0]
-# Exact neighbours of each held-out vector that a shard gives.
-_NEIGHBOURS: Final = max(TOP_KS) + TIES
 # Smaller files are checked by their checksum here; larger ones are checked as they are loaded.
 _HASHED_UP_TO_BYTES: Final = 1 << 20
 # Queries that are searched at once: each may have thousands of candidates to score again.
@@ -200,7 +190,7 @@ def encode(job: BuildJob, shard: int) -> None:
 def verify(job: BuildJob) -> Verified:
     """Read all segments back, compare them with the table and with the truth, and publish them.
 
-    Raises VerificationError.
+    Raises VerificationError, RecallUnreachableError.
     """
     folder = Path(job.folder)
     faiss.omp_set_num_threads(job.threads)
@@ -208,15 +198,14 @@ def verify(job: BuildJob) -> Verified:
     held_out = HeldOut.load(codebook_folder(folder))
     shards = [EncodedShard.load(folder, shard) for shard in range(job.shard_count)]
     mains = [_read_back(job, codebook, each) for each in shards]
-    truth = Neighbours(held_out, _NEIGHBOURS)
+    truth = Neighbours(held_out, NEIGHBOURS)
     for each in shards:
         truth.take(each.neighbour_scores, each.neighbour_rows)
-    # Without the held-out passages.
     targets = [
-        _without(each.entry.shard, main, held_out, job.dimension)
-        for each, main in zip(shards, mains, strict=True)
+        without(each.entry.shard, main, held_out) for each, main in zip(shards, mains, strict=True)
     ]
-    codebook = _with_points(job, codebook, truth, held_out, targets)
+    codebook = tuned(codebook, targets, held_out, truth, job.recall_target)
+    replace_manifest(codebook_folder(folder), codebook.manifest)
     recall = _recall(job, codebook, truth, held_out, targets)
     if recall < job.recall_target:
         raise VerificationError(
@@ -309,7 +298,7 @@ def _encoded(
     shard: int,
     progress: StepProgress,
 ) -> tuple[Main, Neighbours]:
-    neighbours = Neighbours(held_out, _NEIGHBOURS)
+    neighbours = Neighbours(held_out, NEIGHBOURS)
     observe = _observer(neighbours, progress, table.row_count // job.shard_count)
     built = build_shards(table, codebook, [shard], job.shard_count, observe=observe)
     neighbours.flush()
@@ -359,36 +348,6 @@ def _read_back(job: BuildJob, codebook: Codebook, encoded: EncodedShard) -> Main
     return main
 
 
-def _with_points(
-    job: BuildJob,
-    codebook: Codebook,
-    truth: Neighbours,
-    held_out: HeldOut,
-    targets: Sequence[Target],
-) -> Codebook:
-    """Choose the search parameters on the segments, and write them into the codebook's manifest.
-
-    Raises RecallUnreachableError.
-    """
-    corpus = SegmentCorpus(codebook, targets)
-    known = Truth(truth.scores, corpus.numbers_of(truth.row_ids))
-    measured = Measured(kind_of(codebook), held_out.vectors, known)
-    tried = measure(measured, corpus, codebook.wide, job.recall_target)
-    best = tried[0].point
-    if best.recall < job.recall_target:
-        raise RecallUnreachableError(
-            codebook.manifest.kind, best.recall, job.recall_target, len(held_out.vectors)
-        )
-    update = {
-        "operating_points": tuple(each.point for each in tried),
-        "sample_count": corpus.count,
-        "query_count": len(held_out.vectors),
-    }
-    manifest = codebook.manifest.model_copy(update=update)
-    replace_manifest(codebook_folder(Path(job.folder)), manifest)
-    return Codebook(manifest, codebook.template, codebook.wide)
-
-
 def _recall(
     job: BuildJob,
     codebook: Codebook,
@@ -405,12 +364,3 @@ def _recall(
             raise VerificationError(f"shards cannot be searched: {failures}")
         found.append(ranking.row_ids)
     return truth.recall(np.concatenate(found))
-
-
-def _without(shard: int, main: Main, held_out: HeldOut, dimension: int) -> Target:
-    """A shard to search that has no held-out passage."""
-    view = Shard(main, dimension, fold_at_passages=1).view
-    positions = main.directory.find_rows(held_out.row_ids)
-    count = main.segment.count
-    live = Live(count).changed(count, positions[positions >= 0])
-    return Target(shard, replace(view, main_live=live))

@@ -1,25 +1,79 @@
-"""How are the segments of all shards searched while recall is measured, as if they were one?"""
+"""Which search parameters reach a version's recall target, in the segments that it has?"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from shoal.shard.codes import Codebook, OperatingPoint
 from shoal.shard.directory import Directory
+from shoal.shard.held_out import TIES, HeldOut, Neighbours
 from shoal.shard.kind import Trial
 from shoal.shard.kinds import kind_of
 from shoal.shard.merge import likeliest
+from shoal.shard.operating_points import (
+    TOP_KS,
+    Measured,
+    RecallUnreachableError,
+    Truth,
+    measure,
+)
 from shoal.shard.search import Target
 from shoal.shard.segment import CodedSegment, Vectors
+from shoal.shard.shard import Main, Shard
+from shoal.shard.tombstones import Live
+
+# Exact neighbours of each held-out vector that have to be known.
+NEIGHBOURS: Final = max(TOP_KS) + TIES
+
+
+def tuned(
+    codebook: Codebook,
+    targets: Sequence[Target],
+    held_out: HeldOut,
+    truth: Neighbours,
+    recall_target: float,
+) -> Codebook:
+    """Give the same codebook with the cheapest search parameters that reach the target.
+
+    targets: all shards, `without` what was held out. truth: `NEIGHBOURS` of each held-out vector.
+    Raises RecallUnreachableError.
+    """
+    corpus = SegmentCorpus(codebook, targets)
+    known = Truth(truth.scores, corpus.numbers_of(truth.row_ids))
+    measured = Measured(kind_of(codebook), held_out.vectors, known)
+    tried = measure(measured, corpus, codebook.wide, recall_target)
+    reached = tried[0].point.recall
+    if reached < recall_target:
+        raise RecallUnreachableError(
+            codebook.manifest.kind, reached, recall_target, len(held_out.vectors)
+        )
+    update = {
+        "operating_points": tuple(each.point for each in tried),
+        "sample_count": corpus.count,
+        "query_count": len(held_out.vectors),
+    }
+    manifest = codebook.manifest.model_copy(update=update)
+    return Codebook(manifest, codebook.template, codebook.wide)
+
+
+def without(shard: int, main: Main, held_out: HeldOut) -> Target:
+    """A shard to search in which no held-out passage can be found."""
+    view = Shard(main, held_out.vectors.shape[1], fold_at_passages=1).view
+    positions = main.directory.find_rows(held_out.row_ids)
+    count = main.segment.count
+    live = Live(count).changed(count, positions[positions >= 0])
+    return Target(shard, replace(view, main_live=live))
 
 
 class SegmentCorpus:
-    """Segments of one codebook. A passage's number is its position, those of all shards in a row.
+    """Segments of one codebook, searched as if they were one.
 
-    Implements `shoal.shard.operating_points.Corpus`.
+    A passage's number is its position, those of all shards in a row. Implements
+    `shoal.shard.operating_points.Corpus`.
     """
 
     def __init__(self, codebook: Codebook, targets: Sequence[Target]) -> None:
