@@ -1,6 +1,7 @@
 """Do shards find what is in the table, through any order of writes, deletions and folds?"""
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from shoal.shard.filling import SegmentBuilder
 from shoal.shard.held import HeldLayout, HeldShard, LayoutId
 from shoal.shard.kernel import faiss
 from shoal.shard.load import build_shards
+from shoal.shard.pace import turns
 from shoal.shard.search import Target, search
 from shoal.shard.shard import Shard
 from shoal.shard.tombstones import Live
@@ -297,7 +299,10 @@ def test_a_fold_takes_one_thread_whatever_others_are_given(tmp_path):
 
 
 @pytest.mark.parametrize("at_once", [3, 1024])
-def test_a_shard_that_nobody_follows_with_yet_catches_up_by_itself(tmp_path, monkeypatch, at_once):
+@pytest.mark.parametrize("background", [nullcontext, turns])
+def test_a_shard_that_nobody_follows_with_yet_catches_up_by_itself(
+    tmp_path, monkeypatch, at_once, background
+):
     monkeypatch.setattr(changes, "_DOCUMENTS_AT_ONCE", at_once)
     corpus = Corpus(tmp_path)
     corpus.fill(60)
@@ -305,7 +310,8 @@ def test_a_shard_that_nobody_follows_with_yet_catches_up_by_itself(tmp_path, mon
     corpus.write({f"doc-{at}": corpus.document("n", 2) for at in range(20)}, ("doc-30", "doc-31"))
     table = PassageTable.open(corpus.uri)
     for number, shard in enumerate(layout.shards):
-        catch_up(table, shard, number, 2)
+        with background():
+            catch_up(table, shard, number, 2)
         assert shard.view.cursor.version == table.version
     check_counts(layout, corpus)
     (found,) = layout.find(query := corpus.vectors(1), 12)

@@ -29,6 +29,7 @@ from shoal.cluster.config import ClusterConfig
 from shoal.cluster.controller_server import ControllerService
 from shoal.cluster.hosting import InstanceDiedError, InstanceSpec, Placed, PortFile, build_host
 from shoal.cluster.steps import Step, StepFailedError, explain, function_of
+from shoal.rpc.garbage import spare_what_is_there
 from shoal.rpc.server import ServiceHost
 
 _log = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ class ServiceActor:
         )
         self._address: str = self._loop.run(self._host.start())
         port_file.remember(self._address)
+        spare_what_is_there()
         _log.info("%s listens on %s", spec.id, self._address)
 
     def address(self) -> tuple[str, str]:
@@ -90,6 +92,7 @@ class ControllerActor:
         host = _reachable_host(config.listen_host)
         self._address = self._loop.run(self._start(port_file.listen_address(host, 0)))
         port_file.remember(self._address)
+        spare_what_is_there()
         _log.info("the controller listens on %s", self._address)
 
     async def _start(self, listen: str) -> str:

@@ -21,6 +21,7 @@ from grpc_reflection.v1alpha import reflection
 from shoal.internal.v1.topology_pb2 import DESCRIPTOR as TOPOLOGY
 from shoal.internal.v1.topology_pb2_grpc import add_TopologyServiceServicer_to_server
 from shoal.rpc.channels import MAX_MESSAGE_BYTES
+from shoal.rpc.garbage import spare_what_is_there
 from shoal.rpc.interceptors import ErrorInterceptor
 from shoal.rpc.topology import TopologyFollower
 
@@ -149,6 +150,7 @@ class ServiceHost:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
         address = await self.start()
+        spare_what_is_there()
         _log.info("%s listens on %s", self.service.follower.instance_id, address)
         # For whoever started this process and needs the port that was taken.
         print(address, flush=True)

@@ -8,11 +8,12 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 from shoal.shard.directory import COLUMNS
-from shoal.shard.pace import pause, waiting
+from shoal.shard.pace import in_turns, pause, waiting
 from shoal.shard.shard import Shard
 from shoal.table import schema
 from shoal.table.cursor import Cursor
 from shoal.table.present import latest_mask
+from shoal.table.scanning import SPARING, SWIFT, Reading
 from shoal.table.slots import shard_of, slot_range
 from shoal.table.table import PassageTable
 
@@ -23,7 +24,10 @@ _DOCUMENTS_AT_ONCE: Final = 1024
 
 
 def read_changes(
-    table: PassageTable, cursor: Cursor, shards: Sequence[tuple[int, int]]
+    table: PassageTable,
+    cursor: Cursor,
+    shards: Sequence[tuple[int, int]],
+    reading: Reading = SWIFT,
 ) -> tuple[pa.Table | None, Cursor]:
     """Read what came since the cursor: of each document, the rows of its highest sequence.
 
@@ -34,8 +38,16 @@ def read_changes(
     slots = (min(first for first, _ in bounds), max(end for _, end in bounds))
     terms = (schema.TERMS,) if table.analyzer else ()
     columns = (*_COLUMNS, *terms, *(schema.field_column(each) for each in table.fields))
-    batches, reached = table.changes(cursor, columns, slots=slots)
-    held_batches = list(batches)
+    with waiting():
+        batches, reached = table.changes(cursor, columns, slots=slots, reading=reading)
+    held_batches = []
+    while True:
+        with waiting():
+            batch = next(batches, None)
+        if batch is None:
+            break
+        held_batches.append(batch)
+        pause()
     if not held_batches:
         return None, reached
     rows = pa.Table.from_batches(held_batches)
@@ -67,8 +79,10 @@ def catch_up(table: PassageTable, shard: Shard, number: int, shard_count: int) -
     cursor = shard.view.cursor
     if table.trimmed.passed(cursor.sequence, slot_range(number, shard_count)):
         return
-    with waiting():
-        rows, reached = read_changes(table, cursor, [(number, shard_count)])
+    # Some hundred rows come in as many fragments as there were writes, and Lance would take every
+    # core for them.
+    reading = SPARING if in_turns() else SWIFT
+    rows, reached = read_changes(table, cursor, [(number, shard_count)], reading)
     # Nobody looks at the shard yet: where it stands is said when all of them are in it.
     for piece in () if rows is None else _pieces(rows):
         apply_changes(shard, number, shard_count, piece, cursor)

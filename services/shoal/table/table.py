@@ -221,6 +221,7 @@ class PassageTable(ModelColumns):
         columns: Sequence[str] = (*schema.DIRECTORY_COLUMNS, schema.VECTOR),
         *,
         slots: tuple[int, int] | None = None,
+        reading: Reading = SWIFT,
     ) -> tuple[Iterator[pa.RecordBatch], Cursor]:
         """Read the rows that came after `since`, and say where that leads.
 
@@ -247,6 +248,7 @@ class PassageTable(ModelColumns):
             fresh,
             columns=columns,
             conditions=conditions,
+            reading=reading,
             vectors=self._vectors,
         )
         return batches, cursor
