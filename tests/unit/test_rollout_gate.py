@@ -4,7 +4,8 @@ import dataclasses
 import math
 
 import pytest
-from shoal.cli.rolling import canary_of, has_failed
+from shoal.cli.rolling import Outcome, canary_of, has_failed
+from shoal.cli.rollout import _print_checks
 from shoal.cluster.config import ConfigError
 from shoal.cluster.gate import (
     CanarySeen,
@@ -154,3 +155,16 @@ def test_thresholds_are_read_and_wrong_ones_refused_by_name(tmp_path):
     path.write_text("max_latency_ratio: -1\n")
     with pytest.raises(ConfigError, match="max_latency_ratio"):
         read_thresholds(path)
+
+
+@pytest.mark.parametrize(("ratio", "compared"), [(None, 60), (1.2, 60), (None, 0)])
+def test_latency_that_was_not_compared_is_said(
+    capsys: pytest.CaptureFixture[str], ratio: float | None, compared: int
+) -> None:
+    """Where every vector came from a cache there is nothing to time, and nothing to check."""
+    report = RolloutReport(compared=compared, overlap=0.9, latency_ratio=ratio)
+    outcome = Outcome(2, 1, report, decide(report, GateThresholds(min_queries=0)))
+    _print_checks(outcome)
+    said = " ".join(capsys.readouterr().err.split())
+    assert ("Latency was not compared" in said) == (ratio is None and compared > 0)
+    assert not compared or ratio or "all 60 queries" in said

@@ -190,6 +190,12 @@ def _print_checks(outcome: Outcome) -> None:
         for each in outcome.verdict.checks
     ]
     print_table(("check", "value", "bound", ""), rows, numbers=("value", "bound"))
+    compared = outcome.report.compared
+    if compared and outcome.report.latency_ratio is None:
+        note(
+            f"Latency was not compared: the brokers had the vectors of all {compared} queries in "
+            "their caches. Shadow for longer to have it checked."
+        )
 
 
 def _say_result(

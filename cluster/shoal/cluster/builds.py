@@ -56,7 +56,7 @@ ADOPT_TIMEOUT_S: Final = 3600.0
 TELL_AGAIN_S: Final = 1.0
 # Parts of a build's time that training and encoding take, for want of better: 500,000 vectors.
 _TRAINING_PART: Final = 0.4
-_ENCODING_PART: Final = 0.5
+_ENCODING_PART: Final = 0.4
 
 # Answers for which telling the writer again does not help: somebody else has decided meanwhile.
 _DECIDED: Final = frozenset(
