@@ -267,6 +267,13 @@ def test_the_cheapest_parameters_that_reach_the_target_are_chosen():
     assert _pick(short, 0.95).cost_ns == 5
 
 
+def test_a_target_that_is_reached_without_a_margin_is_not_given_up():
+    def tried(cost, recall):
+        return Tried(cost, 1 - 2 * (1 - recall), OperatingPoint(top_k=10, recall=recall))
+
+    assert _pick([tried(5, 0.951), tried(1, 0.949)], 0.95).cost_ns == 5
+
+
 def test_a_wide_code_is_judged_by_what_it_tells_apart():
     """Neighbours that a code equates are in no order, although they are given in the true one."""
     random = np.random.default_rng(5)

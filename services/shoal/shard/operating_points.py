@@ -174,9 +174,12 @@ def _cheapest(tried: list[Tried], target: float) -> float:
 
 
 def _pick(tried: list[Tried], target: float) -> Tried:
-    best = max(each.floor for each in tried)
-    least = target if best >= target else best - _GAIN
-    return min((each for each in tried if each.floor >= least), key=lambda each: each.cost_ns)
+    best = max(tried, key=lambda each: each.floor)
+    least = target if best.floor >= target else best.floor - _GAIN
+    # A target that is reached, if without a margin, is not given up for what is cheaper.
+    recall = target if best.point.recall >= target else 0.0
+    enough = [each for each in tried if each.floor >= least and each.point.recall >= recall]
+    return min(enough, key=lambda each: each.cost_ns)
 
 
 def _refined_recalls(
