@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -80,8 +81,12 @@ async def test_drift_is_noticed_mended_and_said_and_forgotten_when_it_is_over(
         }
         corpus.write(strangers)
         await watched.folded()
-        asked = elsewhere(256, corpus.dimension, seed=10)
-        assert await watched.ask(asked) < TARGET - 0.05  # Or nothing would be shown here.
+        seeds = count(10)
+
+        async def ask_of_strangers() -> float:
+            return await watched.ask(elsewhere(256, corpus.dimension, seed=next(seeds)))
+
+        assert await ask_of_strangers() < TARGET - 0.05  # Or nothing would be shown here.
         await server.until(
             lambda states: all(each.search_effort >= 4 and each.recall > TARGET for each in states)
         )
@@ -89,8 +94,13 @@ async def test_drift_is_noticed_mended_and_said_and_forgotten_when_it_is_over(
             assert "below its target 0.95: it is searched" in state.message
             assert f"{state.search_effort:g} times as hard since 2" in state.message
             assert "`shoal index build INDEX --promote`" in state.message
-        # Of queries that were not measured with, too.
-        assert await watched.ask(elsewhere(256, corpus.dimension, seed=11)) > TARGET
+
+        # Of queries that were not measured with, too. The first check may have seen some strangers
+        # among queries of before, and have chosen less effort than strangers alone need.
+        async def is_mended() -> bool:
+            return await ask_of_strangers() > TARGET
+
+        await until(is_mended)
 
         corpus.write({}, tuple(strangers))
         await watched.folded()
