@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +38,8 @@ from tests.harness.shard_corpus import UID, Corpus, unit
 
 DIMENSION = 32
 SHARDS = 2
+# glibc's malloc.h.
+_M_PERTURB = -6
 
 
 @pytest.fixture(scope="module")
@@ -338,6 +342,51 @@ def test_another_number_of_shards_finds_the_same(corpus: Corpus, codebook: Codeb
     assert recall(ours.row_ids, exact.row_ids) >= 0.95
     same = ours.row_ids[:, 0] == before.row_ids[:, 0]
     np.testing.assert_allclose(ours.scores[same, 0], before.scores[same, 0], atol=1e-5)
+
+
+@pytest.fixture
+def soiled_memory() -> Iterator[None]:
+    """Memory that is got is full of ones, as after long use; with glibc."""
+    set_option = getattr(ctypes.CDLL(None), "mallopt", lambda option, value: None)
+    set_option(_M_PERTURB, 0x5A)
+    yield
+    set_option(_M_PERTURB, 0)
+
+
+@pytest.mark.usefixtures("soiled_memory")
+@pytest.mark.parametrize("dead_every", [0, 3, 1])
+def test_what_was_moved_can_be_added_to(
+    corpus: Corpus, codebook: Codebook, dead_every: int
+) -> None:
+    kind, vectors = kind_of(codebook), corpus.vectors(1400)
+
+    def segment_of(rows: Vectors) -> CodedSegment:
+        builder = SegmentBuilder(codebook, DIMENSION, len(rows))
+        builder.add(rows)
+        segment = builder.finish()
+        assert isinstance(segment, CodedSegment)
+        return segment
+
+    kept = np.ones(500, dtype=np.bool_)
+    if dead_every:
+        kept[::dead_every] = False
+    parts = [(segment_of(vectors[:500]), kept), (segment_of(vectors[500:1000]), kept)]
+    moved = kind.gathered(parts)
+    folded = moved.folded(Live(moved.count), vectors[1000:])
+    rows = np.concatenate([vectors[:500][kept], vectors[500:1000][kept], vectors[1000:]])
+    anew, everything = segment_of(rows), np.arange(len(rows))
+    np.testing.assert_array_equal(folded.wide[everything], anew.wide[everything])
+    if not kind.has_lists:
+        return  # A graph made again is another graph.
+    queries = corpus.vectors(20)
+    probe = codebook.assign(queries, codebook.manifest.list_count)
+
+    def scores_of(segment: CodedSegment) -> Vectors:
+        found, positions = segment.candidates(queries, probe, len(rows), Live(len(rows)))
+        assert (np.sort(positions, axis=1) == everything).all()
+        return np.take_along_axis(found, np.argsort(positions, axis=1), axis=1)
+
+    np.testing.assert_array_equal(scores_of(folded), scores_of(anew))
 
 
 def test_memory_is_told_by_what_it_is_for(corpus: Corpus, codebook: Codebook) -> None:

@@ -94,7 +94,7 @@ class Directory:
         columns: what `columns` gave of this directory before; then the hashes are not looked at.
         fields: the declared metadata; None if none is declared.
         """
-        held = _sorted(records, hashes) if columns is None else columns
+        held = _columns(records, *_sorted(hashes)) if columns is None else columns
         self.records = records
         # uint64 [passages]. Looking for one in the records' own would copy those first, each time.
         row_ids = held.get("row_ids")
@@ -144,6 +144,12 @@ class Directory:
         hashes = np.empty_like(self._sorted_hashes)
         hashes[self._order] = self._sorted_hashes
         return hashes
+
+    def run(self, mask: NDArray[np.bool_], first: int) -> _Run:
+        """Hashes of the marked positions, ascending, and their positions in order from `first`."""
+        numbers = np.cumsum(mask) - 1 + first
+        chosen = mask[self._order]
+        return self._sorted_hashes[chosen], numbers[self._order[chosen]]
 
     def document_count(self) -> int:
         """Documents, counted by their hashes."""
@@ -195,13 +201,25 @@ class Directory:
         return int(self._expiries_us[at]) if at < len(self._expiries_us) else NEVER_US
 
 
-def _sorted(records: Records, hashes: NDArray[np.uint64]) -> dict[str, NDArray[Any]]:
+# Hashes, ascending, and their positions.
+_Run = tuple[NDArray[np.uint64], NDArray[np.integer[Any]]]
+
+
+def _sorted(hashes: NDArray[np.uint64]) -> _Run:
+    # NumPy's stable sort goes through runs that are sorted already in almost no time.
     order = np.argsort(hashes, kind="stable")
+    return hashes[order], order
+
+
+def _columns(
+    records: Records, hashes: NDArray[np.uint64], order: NDArray[np.integer[Any]]
+) -> dict[str, NDArray[Any]]:
     columns: dict[str, NDArray[Any]] = {
-        "sorted_hashes": hashes[order],
+        "sorted_hashes": hashes,
         "hash_order": order.astype(np.uint32),
+        "row_ids": np.ascontiguousarray(records["row_id"]),
     }
-    row_ids = records["row_id"]
+    row_ids = columns["row_ids"]
     # Rows mostly come in the order of their ids; then no order needs to be kept.
     if len(row_ids) > 1 and not (row_ids[1:] > row_ids[:-1]).all():
         columns["row_order"] = np.argsort(row_ids).astype(np.uint32)
@@ -223,20 +241,30 @@ def gathered(
 
     Whatever a directory keeps of a passage must come along here, in folds and in moves alike.
     """
-    records, hashes, ids = [], [], []
+    further = np.empty(0, RECORD) if added is None else added
+    count = sum(int(mask.sum()) for _, mask in parts)
+    records = np.empty(count + len(further), RECORD)
+    ids, runs, end = [], [], 0
     for directory, mask in parts:
-        records.append(directory.records[mask])
+        chosen = np.flatnonzero(mask)
+        first, end = end, end + len(chosen)
+        np.take(directory.records, chosen, out=records[first:end], mode="clip")
         pause()
-        hashes.append(directory.hashes()[mask])
+        runs.append(directory.run(mask, first))
+        pause()
         ids.append(directory.ids.filter(pa.array(mask)))
         pause()
-    if added is not None:
-        records.append(added)
-        hashes.append(hash_ids(added_ids))
-        ids.append(pa.array(added_ids, pa.large_string()))
+    records[end:] = further
+    hashes, order = _sorted(hash_ids(added_ids))
+    runs.append((hashes, order + end))
+    ids.append(pa.array(added_ids, pa.large_string()))
     joined = pa.chunked_array(ids, type=pa.large_string()).combine_chunks()
+    pause()
+    hashes, merged = _sorted(np.concatenate([each for each, _ in runs]))
+    order = np.concatenate([each for _, each in runs])[merged]
+    pause()
     fields = gathered_fields([(directory.fields, mask) for directory, mask in parts], added_fields)
-    return Directory(np.concatenate(records), joined, np.concatenate(hashes), fields=fields)
+    return Directory(records, joined, hashes, _columns(records, hashes, order), fields)
 
 
 class TailDirectory:

@@ -17,7 +17,7 @@ from shoal.shard.centroids import place_centroids
 from shoal.shard.codes import CoarseAssignment, Codebook, Manifest, OperatingPoint
 from shoal.shard.kernel import faiss
 from shoal.shard.kind import REFINED_NS, Filling, Kind, Trial
-from shoal.shard.lists import copy_lists, join, keep, map_lists, sizes_of, write_lists
+from shoal.shard.lists import copy_lists, map_lists, sizes_of, write_lists
 from shoal.shard.matching_lists import chosen_lists, expected_lists, weighed
 from shoal.shard.merge import MISSING_SCORE
 from shoal.shard.pace import in_turns, pause
@@ -103,10 +103,8 @@ class ListSegment(CodedSegment):
 
     def folded(self, live: Live, added: Vectors) -> ListSegment:
         """Make a segment of the live vectors and then the added ones. A second copy meanwhile."""
-        lists = self.of.copy_of(self.codebook, self.lists)
         mask = live.mask() if live.dead_count else None
-        if mask is not None:
-            keep(lists, mask)
+        lists = self.of.copy_of(self.codebook, [(self.lists, mask)])
         if len(added):
             _add(lists, added, live.live_count, _PIECE_ADDED)
         return self.of.segment(self.codebook, lists, self.of.wide_folded(self, mask, added))
@@ -206,10 +204,13 @@ class ListKind(Kind):
         """
         return self.empty(codebook.template, codebook.quantizer)
 
-    def copy_of(self, codebook: Codebook, lists: Any) -> Any:
-        """A copy of lists, mapped ones too, in memory, that can be changed."""
+    def copy_of(
+        self, codebook: Codebook, parts: Sequence[tuple[Any, NDArray[np.bool_] | None]]
+    ) -> Any:
+        """A copy, in memory, of the marked vectors of lists, mapped ones too. None marks all."""
         copy = self.new_lists(codebook)
-        copy_lists(lists, copy)
+        for lists, mask in parts:
+            copy_lists(lists, copy, mask)
         return copy
 
     def segment(self, codebook: Codebook, lists: Any, wide: Any) -> ListSegment:
@@ -244,15 +245,10 @@ class ListKind(Kind):
         return _ListFilling(self, codebook, capacity)
 
     def gathered(self, parts: Sequence[tuple[ListSegment, NDArray[np.bool_]]]) -> ListSegment:
-        """Move codes: what is not marked is removed from copies of the lists, which are joined."""
-        codebook, moved = parts[0][0].codebook, []
-        for segment, mask in parts:
-            lists = self.copy_of(codebook, segment.lists)
-            pause()
-            keep(lists, mask)
-            moved.append(lists)
-        join(moved[0], moved[1:])
-        return self.segment(codebook, moved[0], self.wide_gathered(parts))
+        """Copy the codes of what is marked."""
+        codebook = parts[0][0].codebook
+        lists = self.copy_of(codebook, [(segment.lists, mask) for segment, mask in parts])
+        return self.segment(codebook, lists, self.wide_gathered(parts))
 
     def write(self, segment: ListSegment, writer: FolderWriter) -> None:
         """Write packed codes and ids, and the wide codes unless the lists hold them."""
@@ -267,7 +263,7 @@ class ListKind(Kind):
         lists = self.new_lists(codebook)
         map_lists(lists, reader.path(_LISTS), reader.array("list_sizes").astype(np.int64))
         if not reader.mapped:
-            lists = self.copy_of(codebook, lists)
+            lists = self.copy_of(codebook, [(lists, None)])
         return self.segment(codebook, lists, self.wide_read(reader))
 
     def wide_read(self, reader: FolderReader) -> Any:

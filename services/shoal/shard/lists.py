@@ -1,4 +1,4 @@
-"""How are inverted lists of packed codes copied, thinned out, joined, and searched in a file?
+"""How are inverted lists of packed codes copied, thinned out, and searched in a file?
 
 FAISS packs four-bit codes in blocks of 32 vectors. It keeps such lists in memory only: neither of
 its flags for memory-mapping (IO_FLAG_MMAP, IO_FLAG_MMAP_IFC) does anything for them in FAISS 1.15.
@@ -9,7 +9,6 @@ written one after another, blocks and then ids, and mapped as lists on disk, rea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -19,8 +18,9 @@ from shoal.shard.kernel import faiss
 from shoal.shard.pace import pause
 
 _ID_BYTES: Final = 8
-# Lists that are gone through at once in the background: some milliseconds.
-_LISTS_A_PIECE: Final = 128
+# Vectors that are copied at once in the background, some milliseconds; a list costs as much beside.
+_PIECE_WORK: Final = 8_192
+_LIST_WORK: Final = 64
 
 
 class Sink(Protocol):
@@ -44,12 +44,10 @@ def write_lists(lists: Any, sink: Sink) -> NDArray[np.int64]:
     _check_packer(lists, packer)
     sizes = sizes_of(lists)
     for number in np.flatnonzero(sizes).tolist():
-        size = int(sizes[number])
-        blocks = -(-size // packer.nvec)
-        codes = faiss.rev_swig_ptr(inverted.get_codes(number), blocks * packer.block_size)
-        ids = np.zeros(blocks * packer.nvec, dtype="<i8")
-        ids[:size] = faiss.rev_swig_ptr(inverted.get_ids(number), size)
-        sink.write(codes)
+        blocks = _blocks(inverted, number, packer)
+        ids = np.zeros(len(blocks) * packer.nvec, dtype="<i8")
+        ids[: sizes[number]] = _ids(inverted, number)
+        sink.write(blocks)
         sink.write(ids)
     return sizes
 
@@ -85,55 +83,107 @@ def map_lists(empty: Any, path: Path, sizes: NDArray[np.int64]) -> None:
     empty.ntotal = int(sizes.sum())
 
 
-def copy_lists(source: Any, target: Any) -> None:
-    """Copy all vectors of lists into empty ones, which are in memory."""
-    inverted, added = source.invlists, target.invlists
-    for number in np.flatnonzero(sizes_of(source)).tolist():
-        size = inverted.list_size(number)
-        added.add_entries(number, size, inverted.get_ids(number), inverted.get_codes(number))
-        if number % _LISTS_A_PIECE == 0:
-            pause()
-    target.ntotal = source.ntotal
+def copy_lists(source: Any, target: Any, mask: NDArray[np.bool_] | None = None) -> None:
+    """Copy vectors of lists, mapped ones too, behind those of others, which are in memory.
 
+    source, target: of one code; the source's ids are positions. mask: by position; None marks all.
+    The copies' positions are the next ones of the target, in the order of the source's.
 
-def keep(lists: Any, mask: NDArray[np.bool_]) -> None:
-    """Leave out the vectors whose positions are not marked; those behind them move up."""
-    if mask.all():
-        return
-    dead = np.packbits(~mask, bitorder="little")
-    lists.remove_ids(faiss.IDSelectorBitmap(dead))
-    pause()
-    _close_ranks(lists, np.cumsum(mask) - 1)
-
-
-def join(lists: Any, others: Sequence[Any]) -> None:
-    """Move the vectors of other lists behind those of `lists`; the others are empty then."""
-    for other in others:
-        lists.merge_from(other, lists.ntotal)
-        pause()
-
-
-def _close_ranks(lists: Any, new_positions: NDArray[np.int64]) -> None:
-    """Make lists whose dead were removed fit to be added to.
-
-    Every vector gets its new position. And FAISS (1.15.1) leaves codes of removed vectors in the
-    unused places of a list's last block, where an addition sets further bits without clearing them,
-    so that the code of the new vector would be wrong: clear these places.
+    It goes list by list, and pauses: FAISS thins out a whole index in one call, which takes a core
+    for a fifth of a second with half a million vectors.
     """
-    inverted, packer = lists.invlists, lists.get_CodePacker()
+    marked = np.ones(source.ntotal, np.bool_) if mask is None else mask
+    positions = np.cumsum(marked) - 1 + target.ntotal
+    thinned, packer = _Thinned(source, marked), target.get_CodePacker()
     used = _used_bits(packer)
-    for number in range(lists.nlist):
-        if number % _LISTS_A_PIECE == 0:
+    work = 0
+    for number in np.flatnonzero(sizes := sizes_of(source)).tolist():
+        ids, blocks = thinned.take(number)
+        if len(ids):
+            _append(target.invlists, number, positions[ids], blocks, packer.nvec)
+            _clear_unused(target.invlists, number, packer, used)
+        work += int(sizes[number]) + _LIST_WORK
+        if work >= _PIECE_WORK:
+            work = 0
             pause()
-        size = inverted.list_size(number)
-        if size == 0:
-            continue
-        ids = faiss.rev_swig_ptr(inverted.get_ids(number), size)
-        ids[:] = new_positions[ids]
-        if last_used := size % packer.nvec:
-            first = size // packer.nvec * packer.block_size
-            codes = faiss.rev_swig_ptr(inverted.get_codes(number), first + packer.block_size)
-            codes[first:] &= used[last_used]
+    target.ntotal += int(marked.sum())
+
+
+class _Thinned:
+    """Lists without the vectors that are not marked."""
+
+    def __init__(self, lists: Any, marked: NDArray[np.bool_]) -> None:
+        """marked: by position."""
+        self._inverted, self._packer = lists.invlists, lists.get_CodePacker()
+        self._marked = None if marked.all() else marked
+        # Packed codes are thinned out in a list of their own.
+        self._one = None
+        if self._marked is not None and self._packer.nvec > 1:
+            self._dead = faiss.IDSelectorBitmap(np.packbits(~marked, bitorder="little"))
+            owned = lists.get_CodePacker()
+            self._one = faiss.BlockInvertedLists(1, owned)
+            owned.this.disown()
+
+    def take(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+        """Ids and blocks of a list: to be read until the next one is taken."""
+        inverted, packer, one = self._inverted, self._packer, self._one
+        if one is not None:
+            one.resize(0, 0)
+            size = inverted.list_size(number)
+            one.add_entries(0, size, inverted.get_ids(number), inverted.get_codes(number))
+            one.remove_ids(self._dead)
+            return _ids(one, 0), _blocks(one, 0, packer)
+        ids, blocks = _ids(inverted, number), _blocks(inverted, number, packer)
+        if self._marked is None:
+            return ids, blocks
+        kept = self._marked[ids]
+        return ids[kept], blocks[kept]
+
+
+def _append(
+    inverted: Any, number: int, ids: NDArray[np.int64], blocks: NDArray[np.uint8], nvec: int
+) -> None:
+    """Copy vectors to the end of a list. nvec: vectors in a block."""
+    size, added = inverted.list_size(number), len(ids)
+    if size % nvec:
+        inverted.add_entries(number, added, faiss.swig_ptr(ids), faiss.swig_ptr(blocks))
+        return
+    # Where whole blocks are full, FAISS's `add_entries` of packed lists (1.15.1) writes beyond a
+    # list's memory if the list has a multiple of as many vectors as a block has bytes.
+    inverted.resize(number, size + added)
+    _ids(inverted, number)[size:] = ids
+    first, width = size // nvec * blocks.shape[1], blocks.size
+    codes = faiss.rev_swig_ptr(inverted.get_codes(number), first + width)
+    codes[first:] = blocks.reshape(-1)
+
+
+def _clear_unused(inverted: Any, number: int, packer: Any, used: NDArray[np.uint8]) -> None:
+    """Clear the places of a list's last block in which there is no vector.
+
+    FAISS (1.15.1) leaves there what was in the memory before, and the codes of removed vectors. An
+    addition sets bits there without clearing any, so that the code of the new vector would be
+    wrong.
+    """
+    size = inverted.list_size(number)
+    if last := size % packer.nvec:
+        _blocks(inverted, number, packer)[-1] &= used[last]
+
+
+def _ids(inverted: Any, number: int) -> NDArray[np.int64]:
+    """A list's ids, where they are."""
+    ids: NDArray[np.int64] = faiss.rev_swig_ptr(
+        inverted.get_ids(number), inverted.list_size(number)
+    )
+    return ids
+
+
+def _blocks(inverted: Any, number: int, packer: Any) -> NDArray[np.uint8]:
+    """A list's codes, where they are: uint8 [blocks, bytes of a block]."""
+    count = -(-inverted.list_size(number) // packer.nvec)
+    codes: NDArray[np.uint8] = faiss.rev_swig_ptr(
+        inverted.get_codes(number), count * packer.block_size
+    )
+    return codes.reshape(count, packer.block_size)
 
 
 def _used_bits(packer: Any) -> NDArray[np.uint8]:
