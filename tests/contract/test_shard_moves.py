@@ -18,7 +18,6 @@ from shoal.shard.codebook import train_codebook
 from shoal.shard.config import ShardSettings
 from shoal.shard.segment_folder import HashedFile
 from shoal.shard.server import ShardService
-from shoal.shard.snapshot import SnapshotFolder
 from shoal.table.slots import shard_of, slot_of
 
 from tests.harness.shard_corpus import SERVER, UID, Corpus, layout, topology
@@ -195,33 +194,6 @@ async def test_nothing_fails_and_nothing_is_lost_while_shards_move(indexed, monk
         (state,) = response.shards
         assert state.passage_count == corpus.passage_count
         assert state.document_count == len(corpus.present)
-
-
-async def test_what_another_division_replaces_at_once_goes_when_that_is_made(
-    indexed, monkeypatch, tmp_path
-):
-    corpus, divided = indexed
-    queries = corpus.vectors(20)
-    own = tmp_path / "own"
-    async with serving(corpus, snapshot_dir=own, snapshot_interval_s=0) as server:
-        await server.change(divided(2))
-        async with asyncio.timeout(PATIENCE_S):
-            while len(list(own.glob("*/*-of-2/shard-*/manifest.json"))) < 2:
-                await asyncio.sleep(0.02)
-        version = change_some(corpus, 0)
-        await server.states(2, version)
-        expected = told(await server.search(queries, divided(2)))
-        # What serves holds more than its files, which then need not be read either.
-        forbid_the_table(monkeypatch)
-        monkeypatch.setattr(SnapshotFolder, "load", lambda *_, **__: None)
-        await server.publish(divided(3))
-        await server.states(3, version)
-        assert told(await server.search(queries, divided(3))) == expected
-        states = (await server.stub.DescribeShards(pb.DescribeShardsRequest())).shards
-        assert {each.layout.shard_count for each in states} == {3}
-        async with asyncio.timeout(PATIENCE_S):
-            while list(own.glob("*/*-of-2")):
-                await asyncio.sleep(0.02)
 
 
 async def test_moved_shards_outlive_a_restart(indexed, monkeypatch, tmp_path):

@@ -26,13 +26,15 @@ from shoal.cluster.controller import (
     Seen,
     plan,
     problems,
+    ready_answers,
 )
-from shoal.cluster.index_plan import RETRY_S, SETTLED_S, Building, Growth, build_due
+from shoal.cluster.index_plan import RETRY_S, SETTLED_S, Building, Growth, build_due, serves
 from shoal.cluster.lag import ShardLag
 from shoal.cluster.placement import place, wanted_instances
 from shoal.internal.v1.shard_pb2 import LayoutKey, ShardState
 from shoal.internal.v1.topology_pb2 import Layout, PublishTopologyResponse, Topology
 from shoal.internal.v1.writer_pb2 import CatalogEntry
+from shoal.rpc.topology import layouts_of
 from shoal.v1.cluster_pb2 import Role
 from shoal.v1.cluster_pb2 import Scale as ScaleMessage
 from shoal.v1.indexes_pb2 import IndexVersion, IndexVersionState
@@ -97,7 +99,7 @@ class World:
     def _answer(self, seen: Seen) -> PublishTopologyResponse:
         answer = PublishTopologyResponse(epoch=self.memory.topology.epoch, pid=7)
         for index in self.memory.topology.indexes:
-            for layout in (index.serving, index.preparing, index.standby):
+            for layout in layouts_of(index):
                 for placement in layout.placements:
                     if placement.shard_server == seen.id:
                         answer.shards.extend(_ready(index.uid, layout, placement.shards))
@@ -383,13 +385,58 @@ def test_what_stands_by_follows_the_number_of_shards_after_what_serves() -> None
     world.catalogue = [_entry(version=2, previous=1)]
     world.run(12)
     world.memory = replace(world.memory, scale=Scale(shards=4))
-    world.step()
+    seen = []
+    for _ in range(24):
+        world.run(1)
+        (index,) = world.memory.topology.indexes
+        made = [(each.index_version, each.shard_count) for each in index.dividing]
+        state = index.serving.shard_count, index.standby.shard_count, made
+        if not seen or seen[-1] != state:
+            seen.append(state)
+    assert seen == [(2, 2, []), (4, 2, [(1, 4)]), (4, 4, [])]
+    assert _versions(world) == (2, None, 1)
+
+
+def test_a_rollback_takes_one_step_while_what_stands_by_is_divided() -> None:
+    world = World(Scale(shards=2))
+    world.catalogue = [_entry(version=1)]
+    world.run(12)
+    world.catalogue = [_entry(version=2, previous=1)]
+    world.run(12)
+    world.memory = replace(world.memory, scale=Scale(shards=4))
+    while not world.memory.topology.indexes[0].dividing:
+        world.run(1)
+    (said,) = problems(world.config, world.memory, world.observed(), world.now_s)
+    assert said == ("version 1 of index docs, which does not serve, is being divided into 4 shards")
+    world.catalogue = [_entry(version=1, previous=2)]
+    world.run(1)
     (index,) = world.memory.topology.indexes
-    assert (index.preparing.shard_count, index.standby.shard_count) == (4, 2)
+    assert (index.serving.shard_count, index.preparing.shard_count) == (2, 4)
+    assert _versions(world) == (1, 1, 2)
     world.run(12)
     (index,) = world.memory.topology.indexes
     assert (index.serving.shard_count, index.standby.shard_count) == (4, 4)
-    assert _versions(world) == (2, None, 1)
+    assert _versions(world) == (1, None, 2)
+
+
+def test_a_candidate_is_searched_as_it_was_divided_until_it_is_divided_otherwise() -> None:
+    world = World(Scale(shards=2))
+    world.catalogue = [_entry(version=1)]
+    world.run(12)
+    entry = _entry(version=1)
+    entry.rollout.candidate_version = 2
+    world.catalogue = [entry]
+    world.run(12)
+    world.memory = replace(world.memory, scale=Scale(shards=4))
+    seen = []
+    for _ in range(24):
+        world.run(1)
+        (index,) = world.memory.topology.indexes
+        assert index.candidate.index_version == 2
+        if index.candidate.shard_count not in seen:
+            seen.append(index.candidate.shard_count)
+            assert serves(index.candidate, index.uid, ready_answers(world.observed(), world.now_s))
+    assert seen == [2, 4]
 
 
 def test_a_build_that_an_earlier_life_began_is_given_up_once() -> None:

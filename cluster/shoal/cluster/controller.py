@@ -33,7 +33,7 @@ from shoal.internal.v1.topology_pb2 import (
     Topology,
 )
 from shoal.internal.v1.writer_pb2 import CatalogEntry
-from shoal.rpc.topology import placed_spaces
+from shoal.rpc.topology import layouts_of
 from shoal.v1.cluster_pb2 import Instance, InstanceState, Role
 
 # An instance is asked twice a second: three silences in a row are no coincidence.
@@ -222,6 +222,11 @@ def _index_problems(memory: Memory, observed: Observed, now_s: float) -> list[st
             found.append(_prepared(f"index {index.name}", index.preparing))
         elif index.serving.shard_count != memory.scale_of(index.uid).shards:
             found.append(f"index {index.name} is to be divided otherwise")
+        found += [
+            f"version {each.index_version} of index {index.name}, which does not serve, is being "
+            f"divided into {each.shard_count} shards"
+            for each in index.dividing
+        ]
         found += _space_problems(index, answers)
         found += _notes(index, answers)
     found += [
@@ -374,8 +379,7 @@ def _plan_draining(
     needed = {
         placement.shard_server
         for index in indexes
-        for placed in placed_spaces(index)
-        for layout in (placed.serving, placed.preparing)
+        for layout in layouts_of(index)
         for placement in layout.placements
     }
     return {

@@ -138,7 +138,9 @@ def plan_index(
     index.spaces.extend(_plan_spaces(entry, before, scale, answers))
     if entry.HasField("rollout") and entry.rollout.candidate_version != entry.index_version:
         index.rollout.CopyFrom(entry.rollout)
-        index.candidate.CopyFrom(layout_of(entry, scale, entry.rollout.candidate_version))
+        candidate = layout_of(entry, scale, entry.rollout.candidate_version)
+        known = before.candidate if before is not None and before.HasField("candidate") else None
+        index.candidate.CopyFrom(_beside(index, known, candidate, answers))
     if before is None or not before.HasField("serving"):
         # The first time, an answer from one replica of each shard is better than none.
         field = index.serving if serves(wanted, entry.uid, answers) else index.preparing
@@ -148,11 +150,15 @@ def plan_index(
     if before.serving == wanted or can_take_over:
         index.serving.CopyFrom(wanted)
     else:
-        index.serving.CopyFrom(before.serving)
+        index.serving.CopyFrom(_meanwhile(before, wanted, answers))
         index.preparing.CopyFrom(wanted)
-    standby = _standby(entry, before, index, scale)
-    if standby is not None and keeps_standby(standby.index_version):
-        index.standby.CopyFrom(standby)
+    replaced = _replaced(entry, before, index)
+    if replaced is not None and keeps_standby(replaced.index_version):
+        # It follows the number of shards, but only once the version that serves has done so.
+        follows = not index.HasField("preparing")
+        number, uri = replaced.index_version, replaced.codebook_uri
+        standby = layout_of(entry, scale, number, uri) if follows else replaced
+        index.standby.CopyFrom(_beside(index, replaced, standby, answers))
     return index
 
 
@@ -206,9 +212,42 @@ def _place_space(
         placed.serving.CopyFrom(serving)
 
 
-def _standby(
-    entry: CatalogEntry, before: IndexPlacement, now: IndexPlacement, scale: Scale
-) -> Layout | None:
+def _meanwhile(
+    before: IndexPlacement, wanted: Layout, answers: Mapping[str, PublishTopologyResponse]
+) -> Layout:
+    """What serves until what is wanted is ready.
+
+    That is the version that is wanted, if it stands by, and be it divided otherwise: so that a
+    rollback takes no longer because the number of shards was changed before.
+    """
+    standby = before.standby
+    if (
+        before.HasField("standby")
+        and standby.index_version == wanted.index_version != before.serving.index_version
+        and _is_ready(standby, before.uid, answers)
+        and is_encoded(standby, answers)
+    ):
+        return standby
+    return before.serving
+
+
+def _beside(
+    index: IndexPlacement,
+    before: Layout | None,
+    wanted: Layout,
+    answers: Mapping[str, PublishTopologyResponse],
+) -> Layout:
+    """What is held of a version beside what serves: as it is, until it is divided as wanted."""
+    divided_before = before is not None and before.index_version == wanted.index_version
+    if before is None or not divided_before or before == wanted:
+        return wanted
+    if _is_ready(wanted, index.uid, answers) or not _is_ready(before, index.uid, answers):
+        return wanted
+    index.dividing.append(wanted)
+    return before
+
+
+def _replaced(entry: CatalogEntry, before: IndexPlacement, now: IndexPlacement) -> Layout | None:
     """The layout to which a rollback would lead, as long as it is loaded anyhow."""
     replaced = before.serving
     if replaced.index_version == now.serving.index_version:
@@ -217,10 +256,7 @@ def _standby(
         replaced = before.standby
     if not entry.HasField("previous_version") or entry.previous_version != replaced.index_version:
         return None
-    if now.HasField("preparing"):
-        return replaced
-    # It follows the number of shards, but only once the version that serves has done so.
-    return layout_of(entry, scale, replaced.index_version, replaced.codebook_uri)
+    return replaced
 
 
 def layout_of(entry: CatalogEntry, scale: Scale, number: int, codebook_uri: str = "") -> Layout:

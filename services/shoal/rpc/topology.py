@@ -104,3 +104,4 @@ def layouts_of(index: IndexPlacement) -> Iterator[Layout]:
         yield index.standby
     if index.HasField("candidate"):
         yield index.candidate
+    yield from index.dividing

@@ -62,10 +62,6 @@ class IndexFollower:
         self.dimension, self.model = plan.dimension, plan.model
         self._others = plan.others
         self.layouts: dict[LayoutId, HeldLayout] = {}
-        # Not in the plan any more, and still of use: others of their version are made of them.
-        self._leaving: dict[LayoutId, HeldLayout] = {}
-        # Held while either of them is replaced.
-        self._planning = threading.Lock()
         # Opened by the follower's thread; reading from it is safe in any.
         self.table: PassageTable | None = None
         self._upkeep, self._recall_watch = upkeep, recall_watch
@@ -84,9 +80,7 @@ class IndexFollower:
 
     def serves(self) -> bool:
         """True if a shard of it can be searched."""
-        return any(
-            held.ready for layout in self.layouts.values() for held in layout.shards.values()
-        )
+        return any(held.ready for _, held in self._held())
 
     @property
     def table_version(self) -> int:
@@ -96,44 +90,23 @@ class IndexFollower:
     def follow(self, plan: IndexPlan) -> None:
         """Hold what the plan says; what is new is loaded, what is not in it is let go."""
         self._others = plan.others
-        with self._planning:
-            known = self._leaving | self.layouts
-            layouts = {}
-            for key, wanted in plan.layouts.items():
-                before = known.get(key)
-                held = before or HeldLayout(
-                    key, wanted.codebook_uri, plan.dimension, model=plan.model
-                )
-                if before is None:
-                    held.live = self._recall_watch.begin(held, list(self.layouts.values()))
-                held.shards = {
-                    number: held.shards.get(number) or HeldShard(number)
-                    for number in sorted(wanted.shards)
-                }
-                layouts[key] = held
-            self._leaving = {key: each for key, each in known.items() if key not in layouts}
-            self.layouts = layouts
-        self._let_go()
-        self.poke()
-
-    def _let_go(self) -> None:
-        """Let go of what is not in the plan and not of use any more, and of its snapshots."""
-        with self._planning:
-            gone = [each for each in self._leaving.values() if not self._of_use(each)]
-            self._leaving = {key: each for key, each in self._leaving.items() if each not in gone}
-        for layout in gone:
+        layouts = {}
+        for key, wanted in plan.layouts.items():
+            before = self.layouts.get(key)
+            held = before or HeldLayout(key, wanted.codebook_uri, plan.dimension, model=plan.model)
+            if before is None:
+                held.live = self._recall_watch.begin(held, list(self.layouts.values()))
+            held.shards = {
+                number: held.shards.get(number) or HeldShard(number)
+                for number in sorted(wanted.shards)
+            }
+            layouts[key] = held
+        dropped = [layout for key, layout in self.layouts.items() if key not in layouts]
+        self.layouts = layouts
+        for layout in dropped:
             if (folder := self._upkeep.snapshots(layout)) is not None:
                 self._patient.submit(folder.drop)
-
-    def _of_use(self, leaving: HeldLayout) -> bool:
-        """True if shards are to be made that its own can be moved to."""
-        version, uri = leaving.id.index_version, leaving.codebook_uri
-        return any(held.ready for held in leaving.shards.values()) and any(
-            held.shard is None
-            for layout in self.layouts.values()
-            if layout.id.index_version == version and layout.codebook_uri == uri
-            for held in layout.shards.values()
-        )
+        self.poke()
 
     def poke(self) -> None:
         """Look at the table now."""
@@ -217,8 +190,7 @@ class IndexFollower:
             held.fail(f"it cannot follow the table: {error}", self._upkeep.clock() + RETRY_S)
 
     def _held(self) -> Iterator[tuple[HeldLayout, HeldShard]]:
-        # What leaves is followed as well: so what is made of it has little to catch up with.
-        for layout in [*self.layouts.values(), *self._leaving.values()]:
+        for layout in self.layouts.values():
             for held in layout.shards.values():
                 yield layout, held
 
@@ -228,8 +200,7 @@ class IndexFollower:
         if not self._swept and all(held.ready for _, held in self._held()):
             # Once: what is let go later is removed then. Until now it might have been of use.
             self._swept = True
-            of_use = [*self.layouts, *self._leaving, *self._others]
-            self._patient.submit(self._upkeep.sweep, of_use)
+            self._patient.submit(self._upkeep.sweep, [*self.layouts, *self._others])
         for layout in self.layouts.values():
             if self._recall_watch.due(layout) and layout.live is not None:
                 layout.live.busy = True
@@ -267,11 +238,10 @@ class IndexFollower:
         if not self._stopping and self.layouts.get(layout.id) is layout:
             siblings = [
                 each
-                for each in [*self.layouts.values(), *self._leaving.values()]
+                for each in self.layouts.values()
                 if each is not layout and any(held.ready for held in each.shards.values())
             ]
             self._upkeep.load(layout, self.table_uri, missing, siblings, beside=self._serves())
-            self._let_go()
             self.poke()
 
     def _check_recall(self, layout: HeldLayout) -> None:
