@@ -40,9 +40,19 @@ from loadtest.adopted import LocalCluster, adopt
 from loadtest.bench_table import ensure_table
 from loadtest.living_report import print_living
 from loadtest.oracle import Asked, Judged, Oracle
-from loadtest.phases import REST, Phase, Targets, as_json, figures_of, judge, rounded
+from loadtest.phases import (
+    REST,
+    Phase,
+    Targets,
+    as_json,
+    figures_of,
+    judge,
+    rounded,
+    undisturbed,
+)
 from loadtest.traffic import Kept, Outcome, Queries, Writes, check_kept
 from loadtest.vectors import Vectors, VectorSet
+from loadtest.witness import Standstill, Witness
 
 RESULTS: Final = Path(__file__).parent / "results"
 INDEX: Final = "living"
@@ -160,7 +170,7 @@ class Run:
         await self._until(lambda index: index.shard_count == wanted, _CHANGE_TIMEOUT_S)
         served_s = time.perf_counter() - started_s
         # The version that stands by is divided after the one that serves.
-        await self._until_ready()
+        await self._until_whole()
         return f"{self._plan.shards} to {wanted} shards; served after {served_s:.1f} s"
 
     async def _roll_back(self) -> str:
@@ -198,14 +208,14 @@ class Run:
             await asyncio.sleep(_POLL_S)
         raise SystemExit(f"the index did not change within {timeout_s:.0f} s")
 
-    async def _until_ready(self) -> None:
-        """Wait until a standby version, if there is one, has followed."""
-        deadline_s = time.perf_counter() + self._plan.least_s
+    async def _until_whole(self) -> None:
+        """Wait until what stands by is divided too."""
+        deadline_s = time.perf_counter() + _CHANGE_TIMEOUT_S
         while time.perf_counter() < deadline_s:
-            index = (await self._client.describe_index(INDEX, timeout_s=30.0)).index
-            if index.HasField("standby_version"):
+            if (await self._client.cluster_status(timeout_s=30.0)).whole:
                 return
             await asyncio.sleep(_POLL_S)
+        raise SystemExit(f"the cluster is not whole after {_CHANGE_TIMEOUT_S:.0f} s")
 
 
 def living(plan: Plan, cache: Path, port: int = 0) -> dict[str, Any]:
@@ -224,13 +234,15 @@ def living(plan: Plan, cache: Path, port: int = 0) -> dict[str, Any]:
     }
     oracle = Oracle(vectors.rows, further, vectors.asked, plan.top_k)
     cluster = LocalCluster(data, declared, port)
+    witness = Witness()
     try:
-        run, kept = asyncio.run(_drive(plan, cluster.endpoint, vectors, further, oracle))
+        with witness:
+            run, kept = asyncio.run(_drive(plan, cluster.endpoint, vectors, further, oracle))
     finally:
         cluster.stop()
         shutil.rmtree(data, ignore_errors=True)
     print("judging all answers...", file=sys.stderr)
-    return summarise(plan, facts, run, oracle, kept)
+    return summarise(plan, facts, run, oracle, kept, witness.standstills)
 
 
 async def _drive(
@@ -268,13 +280,24 @@ async def _drive(
 
 
 def summarise(
-    plan: Plan, facts: dict[str, Any], run: Run, oracle: Oracle, kept: Kept
+    plan: Plan,
+    facts: dict[str, Any],
+    run: Run,
+    oracle: Oracle,
+    kept: Kept,
+    standstills: Sequence[Standstill] | None = None,
 ) -> dict[str, Any]:
-    """Judge all answers, and compare with the targets."""
+    """Judge all answers, and compare with the targets.
+
+    standstills: of the machine; None if they are not known.
+    """
     judged = judge_all(plan, run.queries.outcomes, oracle)
-    figures = [figures_of(each, judged, window_s=plan.window_s) for each in run.phases]
-    resting_ms = [
-        outcome.latency_ms
+    figures = [
+        figures_of(each, judged, window_s=plan.window_s, standstills=standstills)
+        for each in run.phases
+    ]
+    resting = [
+        outcome
         for phase in run.phases
         for outcome, _ in judged
         if phase.name == REST
@@ -285,7 +308,8 @@ def summarise(
     tally = run.writes.tally
     verdict = judge(
         figures,
-        resting_ms=resting_ms,
+        resting_ms=[each.latency_ms for each in resting],
+        undisturbed_ms=[each.latency_ms for each in undisturbed(resting, standstills or ())],
         writes=tally,
         wanted_writes=seconds * (plan.upserts_per_s + plan.deletes_per_s),
         kept=kept,
@@ -305,6 +329,7 @@ def summarise(
         }
         | asdict(kept),
         "ratios": rounded(verdict.ratios),
+        "undisturbed_ratios": rounded(verdict.undisturbed_ratios or {}),
         "met": verdict.met,
     }
 

@@ -24,10 +24,11 @@ def print_living(results: dict[str, Any], console: Console | None = None) -> Non
     table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("phase", no_wrap=True)
     headings = ("s", "queries", "failed", "partial", "stale", "recall", "lowest")
-    for heading in (*headings, "p50 ms", "p99 ms", "worst", "/ rest"):
+    for heading in (*headings, "p50 ms", "p99 ms", "worst", "/ rest", "disturbed", "others"):
         table.add_column(heading, justify="right", no_wrap=True)
     for found in results["phases"]:
         ratio = results["ratios"].get(found["phase"])
+        others = results["undisturbed_ratios"].get(found["phase"])
         table.add_row(
             found["phase"],
             f"{found['seconds']:.0f}",
@@ -41,6 +42,8 @@ def print_living(results: dict[str, Any], console: Console | None = None) -> Non
             f"{found['p99_ms']:.1f}",
             f"{found['worst_ms']:.0f}",
             "" if ratio is None else f"{ratio:.2f}",
+            str(found["disturbed"]),
+            "" if others is None else f"{others:.2f}",
         )
     console.print(table)
     for found in results["phases"]:

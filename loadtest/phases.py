@@ -10,6 +10,7 @@ from typing import Any, Final
 from loadtest.measures import percentile
 from loadtest.oracle import Judged
 from loadtest.traffic import Kept, Outcome, WriteTally
+from loadtest.witness import Standstill, met_one
 
 REST: Final = "rest"
 # Part of the writes that were asked for, at least: with fewer the load was another one.
@@ -62,6 +63,11 @@ class Figures:
     worst_ms: float
     fresh_p99_ms: float
     """Of the queries that named a table version, and wait for it; they count in p99 too."""
+    undisturbed_p99_ms: float | None = None
+    """Of the queries that did not fall into a standstill of the machine; None if those are not
+    known."""
+    disturbed: int = 0
+    """Queries that did."""
     failure: str = ""
     note: str = ""
 
@@ -73,6 +79,8 @@ class Verdict:
     met: dict[str, bool] = field(default_factory=dict)
     ratios: dict[str, float] = field(default_factory=dict)
     """p99 of each change over that at rest."""
+    undisturbed_ratios: dict[str, float] | None = None
+    """The same of the queries that did not fall into a standstill of the machine."""
 
     @property
     def exit_code(self) -> int:
@@ -85,13 +93,18 @@ def figures_of(
     judged: Sequence[tuple[Outcome, Judged]],
     *,
     window_s: float,
+    standstills: Sequence[Standstill] | None = None,
 ) -> Figures:
-    """What the queries that were due in a phase saw. judged: all of them, of all phases."""
+    """What the queries that were due in a phase saw. judged: all of them, of all phases.
+
+    standstills: of the machine; None if they are not known.
+    """
     mine = [each for each in judged if phase.from_s <= each[0].due_s < phase.until_s]
     answered = [(outcome, worth) for outcome, worth in mine if not outcome.failure]
     latencies = [outcome.latency_ms for outcome, _ in answered]
     fresh = [outcome.latency_ms for outcome, _ in answered if outcome.fresh]
     failures = [outcome.failure for outcome, _ in mine if outcome.failure]
+    quiet = undisturbed([outcome for outcome, _ in answered], standstills or ())
     recalls = [(outcome.due_s - phase.from_s, worth.recall) for outcome, worth in answered]
     return Figures(
         phase=phase.name,
@@ -107,9 +120,18 @@ def figures_of(
         p99_ms=percentile(latencies, 0.99),
         worst_ms=max(latencies, default=math.nan),
         fresh_p99_ms=percentile(fresh, 0.99),
+        undisturbed_p99_ms=None
+        if standstills is None
+        else percentile([each.latency_ms for each in quiet], 0.99),
+        disturbed=len(answered) - len(quiet),
         failure=failures[0] if failures else "",
         note=phase.note,
     )
+
+
+def undisturbed(outcomes: Sequence[Outcome], standstills: Sequence[Standstill]) -> list[Outcome]:
+    """Those that did not fall into a standstill."""
+    return [each for each in outcomes if not met_one(each.due_s, each.done_s, standstills)]
 
 
 def window_means(values: Sequence[tuple[float, float]], window_s: float) -> list[float]:
@@ -130,6 +152,7 @@ def judge(
     figures: Sequence[Figures],
     *,
     resting_ms: Sequence[float],
+    undisturbed_ms: Sequence[float] = (),
     writes: WriteTally,
     wanted_writes: float,
     kept: Kept,
@@ -137,11 +160,18 @@ def judge(
 ) -> Verdict:
     """Compare a run with its targets.
 
-    resting_ms: latencies of all rests. wanted_writes: operations that should have been made.
+    resting_ms: latencies of all rests. undisturbed_ms: those of them that did not fall into a
+    standstill of the machine, if that is known. wanted_writes: operations that should have been
+    made.
     """
-    at_rest_ms = percentile(resting_ms, 0.99)
+    at_rest_ms, quiet_ms = percentile(resting_ms, 0.99), percentile(undisturbed_ms, 0.99)
     changes = [each for each in figures if each.phase != REST]
     ratios = {each.phase: each.p99_ms / at_rest_ms for each in changes}
+    quiet = {
+        each.phase: each.undisturbed_p99_ms / quiet_ms
+        for each in changes
+        if each.undisturbed_p99_ms is not None
+    }
     lowest = targets.recall - targets.recall_slack
     done = writes.upserts + writes.deletes
     met = {
@@ -158,7 +188,7 @@ def judge(
         "deleted documents that came back: 0": kept.resurrected == 0,
         f"writes made: at least {MIN_WRITE_RATE:.0%}": done >= MIN_WRITE_RATE * wanted_writes,
     }
-    return Verdict(met, ratios)
+    return Verdict(met, ratios, quiet or None)
 
 
 def as_json(figures: Figures) -> dict[str, Any]:

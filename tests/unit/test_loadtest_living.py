@@ -8,10 +8,20 @@ import pytest
 from loadtest.living import Plan, judge_all, parse
 from loadtest.living_report import print_living
 from loadtest.oracle import Asked, Oracle
-from loadtest.phases import REST, Figures, Phase, Targets, figures_of, judge, window_means
+from loadtest.phases import (
+    REST,
+    Figures,
+    Phase,
+    Targets,
+    figures_of,
+    judge,
+    undisturbed,
+    window_means,
+)
 from loadtest.resident import by_part, per_vector
 from loadtest.traffic import Kept, Outcome, WriteTally
 from loadtest.vectors import Vectors, VectorSet, unit
+from loadtest.witness import Standstill, Witness, merged
 
 TOP_K = 3
 RANDOM = np.random.default_rng(8)
@@ -160,6 +170,40 @@ def test_figures_are_of_the_queries_that_were_due_in_the_phase():
     assert math.isnan(empty.lowest_recall)
 
 
+def test_what_fell_into_a_standstill_is_told_apart():
+    from loadtest.oracle import Judged
+
+    slow, after = an_outcome(12.1, 400.0), an_outcome(12.7, 300.0)
+    outcomes = [an_outcome(10.0), slow, after, an_outcome(13.5, 20.0)]
+    # Half a second, in two parts, and a quarter for what had queued up.
+    standstills = merged([(12.2, 12.3), (12.4, 12.7)])
+    assert standstills == [Standstill(12.2, pytest.approx(12.95))]
+    assert undisturbed(outcomes, standstills) == [outcomes[0], outcomes[3]]
+    judged = [(each, Judged(1.0, 0)) for each in outcomes]
+    phase = Phase("build", 10.0, 30.0)
+    found = figures_of(phase, judged, window_s=10.0, standstills=standstills)
+    assert (found.p99_ms, found.undisturbed_p99_ms) == (pytest.approx(400), pytest.approx(20))
+    assert found.disturbed == 2
+    unknown = figures_of(phase, judged, window_s=10.0)
+    assert (unknown.undisturbed_p99_ms, unknown.disturbed) == (None, 0)
+
+
+def test_standstills_far_from_each_other_are_several():
+    assert merged([(1.0, 1.1), (2.0, 2.1)]) == [
+        Standstill(1.0, pytest.approx(1.35)),
+        Standstill(2.0, pytest.approx(2.35)),
+    ]
+
+
+def test_a_witness_says_what_it_saw_or_that_it_may_not_watch():
+    witness = Witness()
+    with witness:
+        assert witness.standstills is None
+    assert witness.standstills is None or all(
+        each.from_s < each.until_s for each in witness.standstills
+    )
+
+
 def some_figures(phase: str, **changes) -> Figures:
     values = {
         "phase": phase,
@@ -193,8 +237,24 @@ def verdict_of(figures, tally=None, kept=None, wanted_writes=100.0):
 def test_a_run_that_meets_every_target_ends_with_zero():
     verdict = verdict_of([some_figures(REST, p99_ms=900.0), some_figures("build")])
     assert verdict.ratios == {"build": 2.0}
+    assert verdict.undisturbed_ratios is None
     assert all(verdict.met.values())
     assert verdict.exit_code == 0
+
+
+def test_ratios_of_the_undisturbed_are_told_and_decide_nothing():
+    figures = [some_figures(REST), some_figures("build", p99_ms=20.1, undisturbed_p99_ms=6.0)]
+    verdict = judge(
+        figures,
+        resting_ms=[10.0] * 100,
+        undisturbed_ms=[4.0] * 100,
+        writes=WriteTally(upserts=90, deletes=10),
+        wanted_writes=100.0,
+        kept=Kept(100, 0, 0),
+        targets=Targets(),
+    )
+    assert verdict.undisturbed_ratios == {"build": 1.5}
+    assert verdict.exit_code == 1
 
 
 @pytest.mark.parametrize(
@@ -295,6 +355,7 @@ def test_the_report_names_what_was_missed(capsys):
         },
         "phases": [vars(some_figures("build", failure="UNAVAILABLE: gone", failed=1))],
         "ratios": {"build": 2.5},
+        "undisturbed_ratios": {"build": 1.75},
         "writes": {
             "upserts": 10,
             "deletes": 1,
@@ -312,3 +373,4 @@ def test_the_report_names_what_was_missed(capsys):
     assert "met: writes that failed: 0" in printed
     assert "UNAVAILABLE: gone" in printed
     assert "2.50" in printed
+    assert "1.75" in printed
