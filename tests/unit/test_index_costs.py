@@ -33,10 +33,9 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def point(kind: str, vectors: int, dimension: int, factor: float = 1.0) -> Point:
-    """One of a graph's law that is known: 1 s + 1e-9 n d log n, 50 us + d log n / 50."""
-    walked = dimension * math.log2(vectors)
-    law_s = 1 + 1e-9 * vectors * walked
-    law_us = 50 + walked / 50
+    """One of a graph's law that is known: 1 s + 1e-9 n d log n, 50 us + d cbrt(n) / 100."""
+    law_s = 1 + 1e-9 * vectors * dimension * math.log2(vectors)
+    law_us = 50 + dimension * vectors ** (1 / 3) / 100
     return Point(
         kind=kind,  # type: ignore[arg-type]
         vectors=vectors,

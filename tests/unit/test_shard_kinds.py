@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from shoal.internal.v1.shard_pb2 import ShardState
+from shoal.shard import lists
 from shoal.shard.build import EncodedShard, encode, train, verify
 from shoal.shard.build_job import BuildJob
 from shoal.shard.codebook import train_codebook
@@ -342,6 +343,22 @@ def test_another_number_of_shards_finds_the_same(corpus: Corpus, codebook: Codeb
     assert recall(ours.row_ids, exact.row_ids) >= 0.95
     same = ours.row_ids[:, 0] == before.row_ids[:, 0]
     np.testing.assert_allclose(ours.scores[same, 0], before.scores[same, 0], atol=1e-5)
+
+
+def test_lists_are_copied_in_pieces(
+    corpus: Corpus, codebook: Codebook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not kind_of(codebook).has_lists:
+        return
+    pauses: list[None] = []
+    monkeypatch.setattr(lists, "_PIECE_WORK", 300)
+    monkeypatch.setattr(lists, "pause", lambda: pauses.append(None))
+    builder = SegmentBuilder(codebook, DIMENSION, 1000)
+    builder.add(corpus.vectors(1000))
+    segment = builder.finish()
+    assert isinstance(segment, ListSegment)
+    segment.folded(Live(1000).changed(1000, np.arange(0, 1000, 2)), corpus.vectors(1))
+    assert len(pauses) >= 3
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from shoal.shard.search import Target, search
 from shoal.shard.shard import Shard
 from shoal.shard.tombstones import Live
 from shoal.shard.upkeep import Upkeep
+from shoal.table.scanning import SPARING, SWIFT
 from shoal.table.table import PassageTable
 
 from tests.harness.shard_corpus import UID, Corpus, unit
@@ -309,10 +310,19 @@ def test_a_shard_that_nobody_follows_with_yet_catches_up_by_itself(
     layout = Layout(corpus, 2)
     corpus.write({f"doc-{at}": corpus.document("n", 2) for at in range(20)}, ("doc-30", "doc-31"))
     table = PassageTable.open(corpus.uri)
+    readings, original = [], table.changes
+
+    def changes_read(*arguments, reading, **options):
+        readings.append(reading)
+        return original(*arguments, reading=reading, **options)
+
+    monkeypatch.setattr(table, "changes", changes_read)
     for number, shard in enumerate(layout.shards):
         with background():
             catch_up(table, shard, number, 2)
         assert shard.view.cursor.version == table.version
+    # Beside searches it leaves them the cores.
+    assert readings == [SPARING if background is turns else SWIFT] * 2
     check_counts(layout, corpus)
     (found,) = layout.find(query := corpus.vectors(1), 12)
     assert_exact(found, corpus.best(query[0], 12))
