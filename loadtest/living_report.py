@@ -8,7 +8,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-_WIDTH: Final = 110
+_WIDTH: Final = 130
 
 
 def print_living(results: dict[str, Any], console: Console | None = None) -> None:
@@ -42,7 +42,7 @@ def print_living(results: dict[str, Any], console: Console | None = None) -> Non
             f"{found['p99_ms']:.1f}",
             f"{found['worst_ms']:.0f}",
             "" if ratio is None else f"{ratio:.2f}",
-            str(found["disturbed"]),
+            "" if found["disturbed"] is None else str(found["disturbed"]),
             "" if others is None else f"{others:.2f}",
         )
     console.print(table)

@@ -66,7 +66,7 @@ class Figures:
     undisturbed_p99_ms: float | None = None
     """Of the queries that did not fall into a standstill of the machine; None if those are not
     known."""
-    disturbed: int = 0
+    disturbed: int | None = None
     """Queries that did."""
     failure: str = ""
     note: str = ""
@@ -123,7 +123,7 @@ def figures_of(
         undisturbed_p99_ms=None
         if standstills is None
         else percentile([each.latency_ms for each in quiet], 0.99),
-        disturbed=len(answered) - len(quiet),
+        disturbed=None if standstills is None else len(answered) - len(quiet),
         failure=failures[0] if failures else "",
         note=phase.note,
     )
@@ -131,7 +131,7 @@ def figures_of(
 
 def undisturbed(outcomes: Sequence[Outcome], standstills: Sequence[Standstill]) -> list[Outcome]:
     """Those that did not fall into a standstill."""
-    return [each for each in outcomes if not met_one(each.due_s, each.done_s, standstills)]
+    return [each for each in outcomes if not met_one(each.due_s, standstills)]
 
 
 def window_means(values: Sequence[tuple[float, float]], window_s: float) -> list[float]:

@@ -1,15 +1,17 @@
-"""When did the machine itself stand still?
+"""When was a processor taken away from the machine?
 
-A virtual machine shares its host: its processors are taken away for tens of milliseconds now and
-then, mostly when it has been busy. No query is answered meanwhile, whatever is asked of it. A
-process that the kernel runs before all others (SCHED_FIFO, which needs root or CAP_SYS_NICE) sleeps
-for 5 ms at a time: whatever is on the machine does not keep it from waking, so that if it wakes
-much too late nothing ran.
+A virtual machine shares its host, which takes its processors away for tens of milliseconds now and
+then. No query is answered meanwhile, whatever is asked of it. A process that the kernel runs before
+all others (SCHED_FIFO, which needs root or CAP_SYS_NICE) sleeps for 5 ms at a time: hardly anything
+on the machine keeps it from waking, so that if it wakes much too late its processor did not run.
+It sees one processor at a time, and not why that was taken: a host may also do so as the machine is
+busy. So what is left out for it is told beside the figures of all queries, and decides nothing.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -20,11 +22,14 @@ from typing import Final, NamedTuple
 import numpy as np
 
 _SLEEP_S: Final = 0.005
-# Later than that, and the processor was taken away.
+# From one waking to the next: if it is longer, the processor was taken away.
 _LATE_S: Final = 0.015
 # Standstills that are closer to each other than this are one: what queued up takes as long to
 # be answered.
 _DRAIN_S: Final = 0.25
+# A query is seldom under way for longer. By when it was due it is left out, and not by what it
+# took: else slow ones would be left out for being slow.
+_UNDER_WAY_S: Final = 0.05
 
 
 class Standstill(NamedTuple):
@@ -53,7 +58,7 @@ class Witness:
     def __exit__(self, *_: object) -> None:
         self._process.terminate()
         said, _ = self._process.communicate()
-        if self._watches:
+        if self._watches and self._process.returncode == 0:
             late = np.array(said.split(), dtype=np.float64).reshape(-1, 2).tolist()
             self.standstills = merged((woke_s - gap_s, woke_s) for woke_s, gap_s in late)
 
@@ -69,21 +74,28 @@ def merged(gaps: Iterable[tuple[float, float]]) -> list[Standstill]:
     return found
 
 
-def met_one(from_s: float, until_s: float, standstills: Sequence[Standstill]) -> bool:
-    """True if something that lasted so long fell into a standstill, in part at least."""
-    return any(from_s < each.until_s and until_s > each.from_s for each in standstills)
+def met_one(due_s: float, standstills: Sequence[Standstill]) -> bool:
+    """True if what was due then fell into a standstill, or into what came of it."""
+    return any(each.from_s - _UNDER_WAY_S < due_s < each.until_s for each in standstills)
 
 
 def _watch() -> None:
     os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(50))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    gaps: list[tuple[float, float]] = []
     print("watching", flush=True)
-    before_s = time.perf_counter()
-    while True:
-        time.sleep(_SLEEP_S)
-        now_s = time.perf_counter()
-        if now_s - before_s > _LATE_S:
-            print(now_s, now_s - before_s, flush=True)
-        before_s = now_s
+    try:
+        before_s = time.perf_counter()
+        while True:
+            time.sleep(_SLEEP_S)
+            now_s = time.perf_counter()
+            if now_s - before_s > _LATE_S:
+                gaps.append((now_s, now_s - before_s))
+            before_s = now_s
+    finally:
+        # Not before: nobody reads it until then.
+        for gap in gaps:
+            print(*gap)
 
 
 if __name__ == "__main__":

@@ -397,15 +397,59 @@ def test_what_stands_by_follows_the_number_of_shards_after_what_serves() -> None
     assert _versions(world) == (2, None, 1)
 
 
-def test_a_rollback_takes_one_step_while_what_stands_by_is_divided() -> None:
-    world = World(Scale(shards=2))
+def _dividing_what_stands_by(replicas: int = 1) -> World:
+    world = World(Scale(shards=2, replicas=replicas))
     world.catalogue = [_entry(version=1)]
     world.run(12)
     world.catalogue = [_entry(version=2, previous=1)]
     world.run(12)
-    world.memory = replace(world.memory, scale=Scale(shards=4))
+    world.memory = replace(world.memory, scale=Scale(shards=4, replicas=replicas))
     while not world.memory.topology.indexes[0].dividing:
         world.run(1)
+    return world
+
+
+def _silence(world: World) -> str:
+    """Have the shard server of the first replica be silent for so long that it is not ready."""
+    (id_,) = (each for each in world.instances if each == "shard-server-0-0")
+    world.silent.add(id_)
+    world.instances[id_] = replace(world.instances[id_], answered_s=world.now_s - 60)
+    return id_
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_silent_server_does_not_undo_what_stands_by(replicas: int) -> None:
+    world = _dividing_what_stands_by(replicas)
+    _silence(world)
+    world.run(1)
+    (index,) = world.memory.topology.indexes
+    assert (index.standby.shard_count, len(index.dividing)) == (2, 1)
+    world.silent.clear()
+    world.run(16)
+    (index,) = world.memory.topology.indexes
+    assert (index.standby.shard_count, len(index.dividing)) == (4, 0)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_rollback_is_not_lost_on_a_silent_server(replicas: int) -> None:
+    world = _dividing_what_stands_by(replicas)
+    _silence(world)
+    world.catalogue = [_entry(version=1, previous=2)]
+    world.run(1)
+    (index,) = world.memory.topology.indexes
+    # Whatever answers serves; without any the old division waits for its server.
+    assert _versions(world) == ((1, 1, 2) if replicas == 2 else (2, 1, 1))
+    held = index.serving if replicas == 2 else index.standby
+    assert (held.index_version, held.shard_count) == (1, 2)
+    world.silent.clear()
+    world.run(20)
+    (index,) = world.memory.topology.indexes
+    assert (index.serving.shard_count, index.standby.shard_count) == (4, 4)
+    assert _versions(world) == (1, None, 2)
+
+
+def test_a_rollback_takes_one_step_while_what_stands_by_is_divided() -> None:
+    world = _dividing_what_stands_by()
     (said,) = problems(world.config, world.memory, world.observed(), world.now_s)
     assert said == ("version 1 of index docs, which does not serve, is being divided into 4 shards")
     world.catalogue = [_entry(version=1, previous=2)]
@@ -437,6 +481,34 @@ def test_a_candidate_is_searched_as_it_was_divided_until_it_is_divided_otherwise
             seen.append(index.candidate.shard_count)
             assert serves(index.candidate, index.uid, ready_answers(world.observed(), world.now_s))
     assert seen == [2, 4]
+
+
+def test_a_candidate_is_promoted_in_one_step_while_it_is_divided() -> None:
+    world = World(Scale(shards=2))
+    entry = _entry(version=1)
+    entry.rollout.candidate_version = 2
+    world.catalogue = [entry]
+    world.run(12)
+    world.memory = replace(world.memory, scale=Scale(shards=4))
+    while not world.memory.topology.indexes[0].dividing:
+        world.run(1)
+        (index,) = world.memory.topology.indexes
+        # What serves is divided first.
+        assert not (index.HasField("preparing") and index.dividing)
+    for seen in world.instances.values():
+        if seen.answer is not None:  # It is not divided yet.
+            ready = [each for each in seen.answer.shards if each.layout.index_version == 1]
+            ready += [each for each in seen.answer.shards if each.layout.shard_count == 2]
+            del seen.answer.shards[:]
+            seen.answer.shards.extend(ready)
+    world.catalogue = [_entry(version=2, previous=1)]
+    world.run(1)
+    (index,) = world.memory.topology.indexes
+    assert (index.serving.index_version, index.serving.shard_count) == (2, 2)
+    world.run(12)
+    (index,) = world.memory.topology.indexes
+    assert (index.serving.shard_count, index.standby.shard_count) == (4, 4)
+    assert _versions(world) == (2, None, 1)
 
 
 def test_a_build_that_an_earlier_life_began_is_given_up_once() -> None:

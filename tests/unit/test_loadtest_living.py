@@ -173,19 +173,21 @@ def test_figures_are_of_the_queries_that_were_due_in_the_phase():
 def test_what_fell_into_a_standstill_is_told_apart():
     from loadtest.oracle import Judged
 
-    slow, after = an_outcome(12.1, 400.0), an_outcome(12.7, 300.0)
-    outcomes = [an_outcome(10.0), slow, after, an_outcome(13.5, 20.0)]
+    slow, after = an_outcome(12.17, 400.0), an_outcome(12.7, 300.0)
+    # Long before it, and slow of itself: it counts.
+    own = an_outcome(12.0, 100.0)
+    outcomes = [an_outcome(10.0), own, slow, after, an_outcome(13.5, 20.0)]
     # Half a second, in two parts, and a quarter for what had queued up.
     standstills = merged([(12.2, 12.3), (12.4, 12.7)])
     assert standstills == [Standstill(12.2, pytest.approx(12.95))]
-    assert undisturbed(outcomes, standstills) == [outcomes[0], outcomes[3]]
+    assert undisturbed(outcomes, standstills) == [outcomes[0], own, outcomes[4]]
     judged = [(each, Judged(1.0, 0)) for each in outcomes]
     phase = Phase("build", 10.0, 30.0)
     found = figures_of(phase, judged, window_s=10.0, standstills=standstills)
-    assert (found.p99_ms, found.undisturbed_p99_ms) == (pytest.approx(400), pytest.approx(20))
+    assert (found.p99_ms, found.undisturbed_p99_ms) == (pytest.approx(400), pytest.approx(100))
     assert found.disturbed == 2
     unknown = figures_of(phase, judged, window_s=10.0)
-    assert (unknown.undisturbed_p99_ms, unknown.disturbed) == (None, 0)
+    assert (unknown.undisturbed_p99_ms, unknown.disturbed) == (None, None)
 
 
 def test_standstills_far_from_each_other_are_several():

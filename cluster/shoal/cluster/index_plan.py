@@ -8,7 +8,9 @@
                               serving goes on until all of the new
                               layout is ready; then it is replaced
 
-A version that was replaced stands by for a while: it is kept loaded, and ready to serve again.
+A version that was replaced stands by for a while: it is kept loaded, and ready to serve again. It
+and a candidate follow another number of shards after what serves, and stay as they are until their
+new divisions are ready.
 
 Pure functions; the controller calls them for each index in turn.
 """
@@ -138,9 +140,7 @@ def plan_index(
     index.spaces.extend(_plan_spaces(entry, before, scale, answers))
     if entry.HasField("rollout") and entry.rollout.candidate_version != entry.index_version:
         index.rollout.CopyFrom(entry.rollout)
-        candidate = layout_of(entry, scale, entry.rollout.candidate_version)
-        known = before.candidate if before is not None and before.HasField("candidate") else None
-        index.candidate.CopyFrom(_beside(index, known, candidate, answers))
+        index.candidate.CopyFrom(layout_of(entry, scale, entry.rollout.candidate_version))
     if before is None or not before.HasField("serving"):
         # The first time, an answer from one replica of each shard is better than none.
         field = index.serving if serves(wanted, entry.uid, answers) else index.preparing
@@ -152,12 +152,12 @@ def plan_index(
     else:
         index.serving.CopyFrom(_meanwhile(before, wanted, answers))
         index.preparing.CopyFrom(wanted)
+    if index.HasField("candidate") and before.HasField("candidate"):
+        index.candidate.CopyFrom(_beside(index, before.candidate, index.candidate, answers))
     replaced = _replaced(entry, before, index)
     if replaced is not None and keeps_standby(replaced.index_version):
-        # It follows the number of shards, but only once the version that serves has done so.
-        follows = not index.HasField("preparing")
         number, uri = replaced.index_version, replaced.codebook_uri
-        standby = layout_of(entry, scale, number, uri) if follows else replaced
+        standby = layout_of(entry, scale, number, uri)
         index.standby.CopyFrom(_beside(index, replaced, standby, answers))
     return index
 
@@ -217,46 +217,50 @@ def _meanwhile(
 ) -> Layout:
     """What serves until what is wanted is ready.
 
-    That is the version that is wanted, if it stands by, and be it divided otherwise: so that a
-    rollback takes no longer because the number of shards was changed before.
+    That is the version that is wanted, if it stands by or is a candidate, and be it divided
+    otherwise: so that a rollback takes no longer because the number of shards was changed before.
     """
-    standby = before.standby
-    if (
-        before.HasField("standby")
-        and standby.index_version == wanted.index_version != before.serving.index_version
-        and _is_ready(standby, before.uid, answers)
-        and is_encoded(standby, answers)
-    ):
-        return standby
+    if wanted.index_version != before.serving.index_version:
+        for name in ("standby", "candidate"):
+            held: Layout = getattr(before, name)
+            if (
+                before.HasField(name)
+                and held.index_version == wanted.index_version
+                and serves(held, before.uid, answers)
+                and is_encoded(held, answers)
+            ):
+                return held
     return before.serving
 
 
 def _beside(
     index: IndexPlacement,
-    before: Layout | None,
+    before: Layout,
     wanted: Layout,
     answers: Mapping[str, PublishTopologyResponse],
 ) -> Layout:
-    """What is held of a version beside what serves: as it is, until it is divided as wanted."""
-    divided_before = before is not None and before.index_version == wanted.index_version
-    if before is None or not divided_before or before == wanted:
+    """What is held of a version beside what serves: as it was, until it is divided as wanted."""
+    if before.index_version != wanted.index_version or before == wanted:
         return wanted
-    if _is_ready(wanted, index.uid, answers) or not _is_ready(before, index.uid, answers):
+    if index.HasField("preparing"):
+        return before  # What serves is divided first.
+    if _is_ready(wanted, index.uid, answers):
         return wanted
     index.dividing.append(wanted)
     return before
 
 
 def _replaced(entry: CatalogEntry, before: IndexPlacement, now: IndexPlacement) -> Layout | None:
-    """The layout to which a rollback would lead, as long as it is loaded anyhow."""
+    """The layout to which a rollback would lead, or leads, as long as it is loaded anyhow."""
     replaced = before.serving
     if replaced.index_version == now.serving.index_version:
         if not before.HasField("standby"):
             return None
         replaced = before.standby
-    if not entry.HasField("previous_version") or entry.previous_version != replaced.index_version:
-        return None
-    return replaced
+    # One that is to serve again, and does not answer at the moment, may do so in the next one.
+    returns = now.HasField("preparing") and now.preparing.index_version == replaced.index_version
+    left = entry.HasField("previous_version") and entry.previous_version == replaced.index_version
+    return replaced if returns or left else None
 
 
 def layout_of(entry: CatalogEntry, scale: Scale, number: int, codebook_uri: str = "") -> Layout:

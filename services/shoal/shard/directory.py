@@ -206,7 +206,7 @@ _Run = tuple[NDArray[np.uint64], NDArray[np.integer[Any]]]
 
 
 def _sorted(hashes: NDArray[np.uint64]) -> _Run:
-    # NumPy's stable sort goes through runs that are sorted already in almost no time.
+    # NumPy's stable sort merges runs that are sorted already, in a fraction of a sort's time.
     order = np.argsort(hashes, kind="stable")
     return hashes[order], order
 

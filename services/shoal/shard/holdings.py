@@ -35,8 +35,8 @@ def plan_for(topology: Topology, instance_id: str) -> dict[PlanKey, IndexPlan]:
     """Read what an instance should hold, by the uid of the index, and by model.
 
     That is what serves and what is being prepared, in each vector space, what is kept in case it is
-    to serve again, and the candidate of a rollout. The model is empty where it is the one that the
-    index was made with.
+    to serve again, the candidate of a rollout, and the divisions that these two are to have. The
+    model is empty where it is the one that the index was made with.
 
     instance_id: an empty one holds everything. Raises RefusedTopologyError.
     """

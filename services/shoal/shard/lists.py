@@ -18,8 +18,9 @@ from shoal.shard.kernel import faiss
 from shoal.shard.pace import pause
 
 _ID_BYTES: Final = 8
-# Vectors that are copied at once in the background, some milliseconds; a list costs as much beside.
+# Vectors that are copied at once in the background: some milliseconds.
 _PIECE_WORK: Final = 8_192
+# What going to a list costs, in vectors.
 _LIST_WORK: Final = 64
 
 
