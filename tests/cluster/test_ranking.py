@@ -31,10 +31,10 @@ def _shoal(cluster: RunningCluster, *arguments: str) -> dict[str, object]:
 def test_words_make_vectors_rank_better_and_reranking_better_still(
     cluster: RunningCluster, tmp_path: Path
 ) -> None:
-    # One question in six, of all passages, to be quick; `make demo` evaluates all 1,190.
+    # Every second question, of all passages, to be quick; `make demo` evaluates all 1,190.
     lines = (XQUAD / "queries.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     queries = tmp_path / "queries.jsonl"
-    queries.write_text("".join(lines[::6]), encoding="utf-8")
+    queries.write_text("".join(lines[::2]), encoding="utf-8")
     files = ("--queries", str(queries), "--qrels", str(XQUAD / "qrels/test.tsv"))
     report = _shoal(cluster, "eval", "xquad", *files)
     found = {way: report[way]["nDCG@10"] for way in ("dense", "lexical", "hybrid", "reranked")}  # type: ignore[index]
@@ -43,7 +43,7 @@ def test_words_make_vectors_rank_better_and_reranking_better_still(
     assert found["hybrid"] >= found["dense"] + 0.02
     # Vectors depend a little on their batch.
     assert found["hybrid"] >= found["lexical"] - 0.005
-    # 0.978 and 0.991 when measured.
+    # 0.981 and 0.990 when measured. Of fewer questions the order of a batch decides.
     assert found["reranked"] >= found["hybrid"] + 0.003
 
 
