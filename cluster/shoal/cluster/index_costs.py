@@ -136,8 +136,8 @@ def _work(kind: PlannedKind, measure: Measure, vectors: float, dimension: int) -
         if measure == "build":
             return vectors * math.log2(max(2.0, vectors)) * dimension
         # A walk must be broader in a larger graph (16 to 96 in what was measured), so that it grows
-        # faster than the logarithm of its depth, by which the errors are twice as large. A square
-        # root errs less yet, and would say ten times as much of a thousand million.
+        # faster than the logarithm of its depth, by which errors are up to twice as large. A square
+        # root errs less yet, and would say five times as much of a thousand million.
         return float(np.cbrt(vectors)) * dimension
     lists = lists_of(vectors, dimension)
     if measure == "build":
